@@ -1,0 +1,213 @@
+//! One thing done to this machine at a time, each idempotent: units, files, links, roots, probes.
+//!
+//! Callers hand over typed specifications and names, never a path, a rendered unit or a command,
+//! so that what needs root can one day sit behind a socket.
+//!
+//! **Invariant:** nothing here reads or writes the database.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::model::{
+    BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
+    UnitName, UserName,
+};
+
+/// Everything needed to render the unit and the environment file of one deployment of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitSpec {
+    /// The project it belongs to, and so its slice.
+    pub project: ProjectName,
+    /// The branch's short name, for its data directory.
+    pub slug: BranchSlug,
+    /// The service's name, for its data directory.
+    pub service: ServiceName,
+    /// The stem of its names.
+    pub tag: TargetTag,
+    /// The user it runs as, allocated by systemd.
+    pub user: UserName,
+    /// Which version this is.
+    pub deployment: DeploymentId,
+    /// The only port it may listen on.
+    pub port: Port,
+    /// Where its program lies.
+    pub store_path: StorePath,
+    /// The program, below `bin/`.
+    pub program: ProgramName,
+    /// Its whole environment, kennel's own variables included.
+    pub env: BTreeMap<String, String>,
+}
+
+impl UnitSpec {
+    /// The unit's name.
+    #[must_use]
+    pub fn unit(&self) -> UnitName {
+        self.tag.unit(self.deployment)
+    }
+}
+
+/// A static site's link, for people to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteLink {
+    /// The project it belongs to.
+    pub project: ProjectName,
+    /// The branch's short name.
+    pub slug: BranchSlug,
+    /// The site's name.
+    pub site: ServiceName,
+}
+
+/// Which half of a build a unit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildPhase {
+    /// Fetch the commit: has the credentials, evaluates nothing.
+    Fetch,
+    /// Read kennel.toml and run Nix: has no credentials.
+    Build,
+}
+
+/// Everything needed to start one half of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildUnitSpec {
+    /// Which build.
+    pub build: BuildId,
+    /// Which half.
+    pub phase: BuildPhase,
+    /// Files of the operator's that the fetch may read: credential name and path.
+    pub credentials: Vec<(&'static str, PathBuf)>,
+    /// After how many seconds systemd ends it.
+    pub timeout_secs: u64,
+}
+
+impl BuildUnitSpec {
+    /// The unit's name.
+    #[must_use]
+    pub fn unit(&self) -> UnitName {
+        match self.phase {
+            BuildPhase::Fetch => UnitName::fetch(self.build),
+            BuildPhase::Build => UnitName::build(self.build),
+        }
+    }
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitState {
+    /// It runs; the main process's id and user.
+    Active {
+        /// The main process.
+        pid: u32,
+    },
+    /// It is on its way up, or waits to be restarted.
+    Activating,
+    /// It is on its way down.
+    Deactivating,
+    /// It does not run; why, in systemd's words, such as `exit-code, status 1`.
+    Dead {
+        /// `Result` of the unit, with its exit status.
+        result: String,
+    },
+    /// systemd does not know it.
+    Absent,
+}
+
+/// The listener of a port, as the kernel tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// Nobody listens.
+    None,
+    /// A socket that belongs to this user id.
+    Owned {
+        /// The user id.
+        uid: u32,
+    },
+}
+
+/// An act on the machine that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}")]
+pub struct HostError {
+    /// What was to be done, with the thing's name: `start unit kennel-…`.
+    pub action: String,
+    /// Why not.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// What kennel can do to the machine that needs root: real in [`machine`], a stateful stand-in in [`fake`].
+#[async_trait::async_trait]
+pub trait Machine: Send + Sync + 'static {
+    /// Writes the environment file of a deployment (root, 0400), whole or not at all.
+    async fn ensure_env_file(&self, spec: &UnitSpec) -> Result<(), HostError>;
+    /// Writes the unit file of a deployment, whole or not at all.
+    async fn ensure_unit(&self, spec: &UnitSpec) -> Result<(), HostError>;
+    /// Starts the unit unless it runs, and returns when systemd's job is done: not yet proof that it stays up.
+    async fn start_unit(&self, unit: &UnitName) -> Result<(), HostError>;
+    /// Stops the unit, if there is one, and returns when none of its processes is left.
+    async fn stop_unit(&self, unit: &UnitName) -> Result<(), HostError>;
+    /// Removes unit file and environment file of a stopped unit, and what systemd remembers of it.
+    async fn remove_unit(&self, unit: &UnitName) -> Result<(), HostError>;
+    /// What systemd says of the unit now.
+    async fn unit_state(&self, unit: &UnitName) -> Result<UnitState, HostError>;
+    /// The user id behind a running unit's main process, or `None` when it does not run.
+    async fn unit_uid(&self, unit: &UnitName) -> Result<Option<u32>, HostError>;
+    /// The last lines the unit wrote to the journal, oldest first.
+    async fn journal_tail(&self, unit: &UnitName, lines: usize) -> Result<Vec<String>, HostError>;
+    /// Who listens on the port, on 127.0.0.1, any address, or their IPv6 like.
+    async fn listener(&self, port: Port) -> Result<Listener, HostError>;
+    /// Names of all units of kennel's own making that systemd or the unit directory knows: deployments and builds.
+    async fn own_units(&self) -> Result<Vec<UnitName>, HostError>;
+
+    /// Points the site's link at the path, by rename.
+    async fn ensure_site_link(&self, link: &SiteLink, to: &StorePath) -> Result<(), HostError>;
+    /// Removes the site's link, and directories left empty by that.
+    async fn remove_site_link(&self, link: &SiteLink) -> Result<(), HostError>;
+    /// Removes a service's data directory (by way of `trash/`), and directories left empty by that.
+    async fn remove_data_dir(
+        &self,
+        project: &ProjectName,
+        slug: &BranchSlug,
+        service: &ServiceName,
+    ) -> Result<(), HostError>;
+
+    /// Keeps a store path from the garbage collector, for one artifact.
+    async fn ensure_gc_root(&self, build: BuildId, name: &ServiceName, path: &StorePath) -> Result<(), HostError>;
+    /// Lets go of it.
+    async fn remove_gc_root(&self, build: BuildId, name: &ServiceName) -> Result<(), HostError>;
+
+    /// Makes the work and log directories of a build, owned by the build user, with the job's description.
+    async fn ensure_build_dirs(&self, build: BuildId, job: &BuildJob) -> Result<(), HostError>;
+    /// Starts one half of a build in its transient unit, unless it runs already.
+    async fn start_build(&self, spec: &BuildUnitSpec) -> Result<(), HostError>;
+    /// Returns once the unit does not run any more; at once when there is none. Tells how it ended, if systemd still knows.
+    async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError>;
+    /// What the worker wrote of one half, or `None` when it has not finished. Follows no links; bounded.
+    async fn build_report(&self, build: BuildId, phase: BuildPhase) -> Result<Option<Vec<u8>>, HostError>;
+    /// What the link the worker left for one target points at: a store path, checked, that exists.
+    async fn build_output(&self, build: BuildId, name: &ServiceName) -> Result<StorePath, HostError>;
+    /// Removes the work directory of a build. Its logs stay.
+    async fn remove_work_dir(&self, build: BuildId) -> Result<(), HostError>;
+}
+
+/// What a build unit is to do: written by the daemon, read by `kennel build-worker`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BuildJob {
+    /// Which build.
+    pub build: BuildId,
+    /// Where the repository is.
+    pub repo_url: String,
+    /// What to ask the forge for when it will not give a single commit, such as `refs/heads/main`.
+    pub remote_ref: String,
+    /// The commit to build.
+    pub commit: CommitSha,
+    /// Nix's `allowed-uris`.
+    pub allowed_uris: Vec<String>,
+    /// Whether a flake may build while it is evaluated.
+    pub allow_ifd: bool,
+    /// How many of its services are built side by side.
+    pub max_parallel: usize,
+    /// The limit of one log file, in bytes.
+    pub log_limit_bytes: u64,
+    /// The limit of one `nix build`, in seconds.
+    pub timeout_secs: u64,
+}

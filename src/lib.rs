@@ -1,0 +1,27 @@
+//! kennel turns a `git push` into a running service on a machine you own.
+//!
+//! A forge's signed webhook becomes a row; every stage finds its work in rows and leaves rows for the next:
+//!
+//! ```text
+//! webhook ──► build ──► builder ──► deployments ──► deployer ──► routes ──► router
+//! ```
+//!
+//! Modules, from the bottom up. Dependencies point down only, and never sideways; `tests/it/layering.rs`
+//! reads every `use crate::` line and fails when one does not.
+//!
+//! | Layer | Modules |
+//! |---|---|
+//! | 0 | [`model`] the vocabulary and every legal change of state |
+//! | 1 | `config` TOML to checked types · [`wake`] bells · `telemetry` tracing and error chains |
+//! | 2 | `store` all SQL · [`host`] this machine |
+//! | 3 | `router` requests to upstreams |
+//! | 4 | `webhook` · `builder` · `deployer` · `api`: the stages, which do not know each other |
+//! | 5 | `reconciler` rows against machine |
+//! | 6 | `daemon` everything, started and stopped in order |
+//! | 7 | `cli` one file per command |
+
+pub mod model;
+
+pub mod wake;
+
+pub mod host;

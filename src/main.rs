@@ -1,0 +1,3 @@
+//! The `kennel` program.
+
+fn main() {}

@@ -1,0 +1,585 @@
+//! Names: every string that means something below the edge, each parsed once.
+//!
+//! A value of one of these types holds what its doc says; there is no other way to make one.
+//!
+//! **Invariant:** no function here looks anything up. Whether a name is *taken* is told by the caller.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// A value that is not a name of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {value:?} {problem}")]
+pub struct InvalidName {
+    /// What the value should have been, such as `project name`.
+    pub kind: &'static str,
+    /// The offending value, cut to 80 characters.
+    pub value: String,
+    /// What is wrong with it, as the rest of a sentence.
+    pub problem: &'static str,
+}
+
+impl InvalidName {
+    fn new(kind: &'static str, value: &str, problem: &'static str) -> Self {
+        Self { kind, value: value.chars().take(80).collect(), problem }
+    }
+}
+
+/// Declares a text type whose only constructor is a check: `FromStr`, serde and sqlx all go through it.
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                let check: fn(&str) -> Result<(), &'static str> = $check;
+                match check(text) {
+                    Ok(()) => Ok(Self(text.to_owned())),
+                    Err(problem) => Err(InvalidName::new($kind, text, problem)),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl sqlx::Type<sqlx::Sqlite> for $name {
+            fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+                <String as sqlx::Type<sqlx::Sqlite>>::type_info()
+            }
+        }
+
+        impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for $name {
+            fn decode(value: sqlx::sqlite::SqliteValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+                Ok(<&str as sqlx::Decode<sqlx::Sqlite>>::decode(value)?.parse()?)
+            }
+        }
+
+        impl sqlx::Encode<'_, sqlx::Sqlite> for $name {
+            fn encode_by_ref(
+                &self,
+                buf: &mut sqlx::sqlite::SqliteArgumentsBuffer,
+            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                <String as sqlx::Encode<sqlx::Sqlite>>::encode_by_ref(&self.0, buf)
+            }
+        }
+    };
+}
+
+/// Declares a row's number.
+macro_rules! row_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type,
+        )]
+        #[serde(transparent)]
+        #[sqlx(transparent)]
+        pub struct $name(pub i64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = std::num::ParseIntError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+
+        impl From<i64> for $name {
+            fn from(id: i64) -> Self {
+                Self(id)
+            }
+        }
+    };
+}
+
+row_id! {
+    /// One branch of one project.
+    BranchId
+}
+row_id! {
+    /// One build: one commit of one branch.
+    BuildId
+}
+row_id! {
+    /// Project, branch and service or site: the thing with a hostname.
+    TargetId
+}
+row_id! {
+    /// One version of a target.
+    DeploymentId
+}
+
+/// The longest project, service or site name, and the longest branch slug.
+pub const NAME_MAX: usize = 40;
+/// The longest DNS label (RFC 1035, section 2.3.4).
+const LABEL_MAX: usize = 63;
+/// The longest user name systemd accepts (`systemd.exec(5)`, `User=`).
+const USER_MAX: usize = 31;
+
+fn check_short_name(text: &str) -> Result<(), &'static str> {
+    let bytes = text.as_bytes();
+    match (bytes.first(), bytes.last()) {
+        (None, _) | (_, None) => return Err("is empty"),
+        (Some(b'-'), _) | (_, Some(b'-')) => return Err("begins or ends with `-`"),
+        _ => {}
+    }
+    if bytes.len() > NAME_MAX {
+        return Err("is longer than 40 characters");
+    }
+    if !bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+        return Err("may hold only `a` to `z`, `0` to `9` and `-`");
+    }
+    Ok(())
+}
+
+checked_text! {
+    /// A project's name: `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 40.
+    ProjectName, "project name", check_short_name
+}
+checked_text! {
+    /// A service's or static site's name: `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 40.
+    ServiceName, "service name", check_short_name
+}
+checked_text! {
+    /// A branch's short name, unique in its project: `[a-z0-9]([a-z0-9-]*[a-z0-9])?`, at most 40.
+    BranchSlug, "branch slug", check_short_name
+}
+checked_text! {
+    /// A commit: 40 (SHA-1) or 64 (SHA-256) lower-case hexadecimal digits.
+    CommitSha, "commit", |text| {
+        if !matches!(text.len(), 40 | 64) {
+            return Err("is not 40 or 64 hexadecimal digits");
+        }
+        if !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err("is not 40 or 64 lower-case hexadecimal digits");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// What a forge calls one delivery of a webhook: 1 to 128 of `[A-Za-z0-9_.:-]`.
+    DeliveryId, "delivery id", |text| {
+        if text.is_empty() || text.len() > 128 {
+            return Err("is not 1 to 128 characters long");
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'-')) {
+            return Err("may hold only letters, digits and `_.:-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A host's DNS name: lower-case labels of `[a-z0-9-]`, each at most 63, together at most 253,
+    /// without port or trailing dot (RFC 1123, section 2.1).
+    HostName, "host name", |text| {
+        if text.is_empty() || text.len() > 253 {
+            return Err("is not 1 to 253 characters long");
+        }
+        for label in text.split('.') {
+            if label.is_empty() || label.len() > LABEL_MAX {
+                return Err("has a label that is not 1 to 63 characters long");
+            }
+            if label.starts_with('-') || label.ends_with('-') {
+                return Err("has a label that begins or ends with `-`");
+            }
+            if !label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+                return Err("may hold only `a` to `z`, `0` to `9`, `-` and `.`");
+            }
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A systemd service unit's name: `[A-Za-z0-9:_.@-]`, ending in `.service`, at most 255
+    /// (`systemd.unit(5)`).
+    UnitName, "unit name", |text| {
+        if text.len() > 255 {
+            return Err("is longer than 255 characters");
+        }
+        if !text.strip_suffix(".service").is_some_and(|stem| !stem.is_empty()) {
+            return Err("does not end in `.service`");
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'.' | b'@' | b'-')) {
+            return Err("may hold only letters, digits and `:_.@-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// What a target's units, journal lines and user are named after: `kennel-<project>-<branch>-<service>`.
+    TargetTag, "target tag", |text| {
+        let Some(rest) = text.strip_prefix("kennel-") else {
+            return Err("does not begin with `kennel-`");
+        };
+        if text.len() > 200 || rest.is_empty() {
+            return Err("is not 8 to 200 characters long");
+        }
+        if !rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+            return Err("may hold only `a` to `z`, `0` to `9` and `-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A system user's name: `[a-z][a-z0-9-]*`, at most 31 (`systemd.exec(5)`, `User=`).
+    UserName, "user name", |text| {
+        if text.is_empty() || text.len() > USER_MAX {
+            return Err("is not 1 to 31 characters long");
+        }
+        if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Err("does not begin with a letter");
+        }
+        if !text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+            return Err("may hold only `a` to `z`, `0` to `9` and `-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A path of the Nix store: `/nix/store/<32 of Nix's base 32>-<name>`, with nothing below it.
+    StorePath, "store path", |text| {
+        let Some(name) = text.strip_prefix("/nix/store/") else {
+            return Err("does not lie in `/nix/store`");
+        };
+        let Some((hash, rest)) = name.split_at_checked(32) else {
+            return Err("has no hash");
+        };
+        if !hash.bytes().all(|b| b"0123456789abcdfghijklmnpqrsvwxyz".contains(&b)) {
+            return Err("has no valid hash");
+        }
+        let Some(rest) = rest.strip_prefix('-') else {
+            return Err("has no name after its hash");
+        };
+        if rest.is_empty() || rest.len() > 211 {
+            return Err("has a name that is not 1 to 211 characters long");
+        }
+        if !rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._?=".contains(&b)) {
+            return Err("has a name with a character the store does not allow");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A program's file name below `bin/`: 1 to 100 of `[A-Za-z0-9+._-]`, not beginning with `.` or `-`.
+    ProgramName, "program name", |text| {
+        if text.is_empty() || text.len() > 100 {
+            return Err("is not 1 to 100 characters long");
+        }
+        if text.starts_with(['.', '-']) {
+            return Err("begins with `.` or `-`");
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+._-".contains(&b)) {
+            return Err("may hold only letters, digits and `+._-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A flake output below `packages.<system>`: an attribute name of `[A-Za-z0-9_'-]`, at most 100.
+    FlakeOutput, "flake output", |text| {
+        if text.is_empty() || text.len() > 100 {
+            return Err("is not 1 to 100 characters long");
+        }
+        if !text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+            return Err("does not begin with a letter or `_`");
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_'-".contains(&b)) {
+            return Err("may hold only letters, digits and `_'-`");
+        }
+        Ok(())
+    }
+}
+checked_text! {
+    /// A branch as kennel knows it: `heads/<branch>` or `pull/<number>`.
+    ///
+    /// So a branch called `pr-7` is not pull request 7. The branch obeys `git-check-ref-format(1)`.
+    BranchRef, "branch", |text| {
+        if let Some(number) = text.strip_prefix("pull/") {
+            return match number.parse::<u32>() {
+                Ok(n) if n > 0 && number == n.to_string() => Ok(()),
+                _ => Err("is not a pull request's number"),
+            };
+        }
+        check_git_branch(text.strip_prefix("heads/").ok_or("is neither a branch nor a pull request")?)
+    }
+}
+
+/// `git-check-ref-format(1)`, for what follows `refs/heads/`.
+fn check_git_branch(branch: &str) -> Result<(), &'static str> {
+    if branch.is_empty() || branch.len() > 250 {
+        return Err("is not 1 to 250 bytes long");
+    }
+    if branch.chars().any(char::is_control) {
+        return Err("holds a control character");
+    }
+    if branch.contains(|c: char| c.is_whitespace() || "~^:?*[\\".contains(c)) {
+        return Err("holds a space or one of `~^:?*[\\`");
+    }
+    if branch.contains("..") || branch.contains("@{") || branch == "@" || branch.starts_with('-') {
+        return Err("holds `..` or `@{`, is `@`, or begins with `-`");
+    }
+    if branch.ends_with('.')
+        || branch.split('/').any(|part| part.is_empty() || part.starts_with('.') || part.ends_with(".lock"))
+    {
+        return Err("has a part that is empty, begins with `.` or ends with `.` or `.lock`");
+    }
+    Ok(())
+}
+
+impl BranchRef {
+    /// The branch `refs/heads/<branch>`.
+    ///
+    /// # Errors
+    /// When `branch` is not a branch name of git.
+    pub fn head(branch: &str) -> Result<Self, InvalidName> {
+        check_git_branch(branch).map_err(|problem| InvalidName::new("branch", branch, problem))?;
+        Ok(Self(format!("heads/{branch}")))
+    }
+
+    /// Pull request `number`.
+    #[must_use]
+    pub fn pull(number: std::num::NonZeroU32) -> Self {
+        Self(format!("pull/{number}"))
+    }
+
+    /// Whether this is a pull request.
+    #[must_use]
+    pub fn is_pull(&self) -> bool {
+        self.0.starts_with("pull/")
+    }
+
+    /// What people call it: the branch's own name, or `pr-<number>`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.0.strip_prefix("pull/") {
+            Some(number) => format!("pr-{number}"),
+            None => self.0["heads/".len()..].to_owned(),
+        }
+    }
+
+    /// The ref to ask the forge for.
+    #[must_use]
+    pub fn remote_ref(&self) -> String {
+        if self.is_pull() { format!("refs/{}/head", self.0) } else { format!("refs/{}", self.0) }
+    }
+}
+
+/// Six hexadecimal digits (or more, when those are taken) that tell two equal-looking names apart.
+fn digest(project: &ProjectName, branch: &BranchRef, service: Option<&ServiceName>, digits: usize) -> String {
+    use std::fmt::Write as _;
+
+    let mut hasher = Sha256::new();
+    for part in [project.as_str(), branch.as_str(), service.map_or("", ServiceName::as_str)] {
+        hasher.update(part.as_bytes());
+        hasher.update([0]);
+    }
+    let mut hex = String::with_capacity(64);
+    for byte in hasher.finalize() {
+        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
+    }
+    hex.truncate(digits);
+    hex
+}
+
+/// `joined` itself when it fits and is free, else cut and ended by a digest.
+fn choose(joined: &str, max: usize, digest: impl Fn(usize) -> String, taken: impl Fn(&str) -> bool) -> String {
+    if !joined.is_empty() && joined.len() <= max && !taken(joined) {
+        return joined.to_owned();
+    }
+    let candidates = [6, 12, 24].map(|digits| {
+        let room = max - digits - 1;
+        let stem = joined.get(..room.min(joined.len())).unwrap_or_default().trim_end_matches('-');
+        if stem.is_empty() { format!("b-{}", digest(digits)) } else { format!("{stem}-{}", digest(digits)) }
+    });
+    let [.., longest] = candidates.clone();
+    candidates.into_iter().find(|name| !taken(name)).unwrap_or(longest)
+}
+
+impl BranchSlug {
+    /// The slug of `branch`: lower-case, anything but `[a-z0-9]` a single `-`, ends trimmed, at most 40;
+    /// with a digest when that is too long, empty, or `taken` by another branch of the project.
+    #[must_use]
+    pub fn choose(project: &ProjectName, branch: &BranchRef, taken: impl Fn(&str) -> bool) -> Self {
+        let mut slug = String::new();
+        for c in branch.name().chars().flat_map(char::to_lowercase) {
+            if c.is_ascii_lowercase() || c.is_ascii_digit() {
+                slug.push(c);
+            } else if !slug.is_empty() && !slug.ends_with('-') {
+                slug.push('-');
+            }
+        }
+        let slug = slug.trim_end_matches('-');
+        Self(choose(slug, NAME_MAX, |digits| digest(project, branch, None, digits), taken))
+    }
+}
+
+/// The names of one target, chosen once and stored in its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetNames {
+    /// Where visitors find it.
+    pub host: HostName,
+    /// The stem of its units, its journal identifier.
+    pub tag: TargetTag,
+    /// The user its units run as.
+    pub user: UserName,
+}
+
+/// A kind of name that two targets must not share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken<'a> {
+    /// A hostname.
+    Host(&'a str),
+    /// A unit and journal tag.
+    Tag(&'a str),
+    /// A user.
+    User(&'a str),
+}
+
+impl TargetNames {
+    /// Chooses the names of `service` on `branch`, avoiding those that are `taken`.
+    ///
+    /// # Errors
+    /// When project and base domain leave no room for a host name.
+    pub fn choose(
+        base_domain: &HostName,
+        project: &ProjectName,
+        branch: &BranchRef,
+        slug: &BranchSlug,
+        service: &ServiceName,
+        taken: impl Fn(Taken<'_>) -> bool,
+    ) -> Result<Self, InvalidName> {
+        let digest = |digits| digest(project, branch, Some(service), digits);
+        let host_of = |label: &str| format!("{label}.{project}.{base_domain}");
+        let label =
+            choose(&format!("{service}-{slug}"), LABEL_MAX, digest, |label| taken(Taken::Host(&host_of(label))));
+        let joined = format!("kennel-{project}-{slug}-{service}");
+        let tag = choose(&joined, 200, digest, |tag| taken(Taken::Tag(tag)));
+        let user = choose(&joined, USER_MAX, digest, |user| taken(Taken::User(user)));
+        Ok(Self { host: host_of(&label).parse()?, tag: tag.parse()?, user: user.parse()? })
+    }
+}
+
+impl TargetTag {
+    /// The unit that runs `deployment`.
+    #[must_use]
+    pub fn unit(&self, deployment: DeploymentId) -> UnitName {
+        UnitName(format!("{self}@{deployment}.service"))
+    }
+}
+
+impl UnitName {
+    /// The unit that fetches the commit of `build`.
+    #[must_use]
+    pub fn fetch(build: BuildId) -> Self {
+        Self(format!("kennel-fetch-{build}.service"))
+    }
+
+    /// The unit that evaluates and builds `build`.
+    #[must_use]
+    pub fn build(build: BuildId) -> Self {
+        Self(format!("kennel-build-{build}.service"))
+    }
+}
+
+/// A deployment's port: 18000 to 19999.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Port(u16);
+
+impl Port {
+    /// The lowest port kennel hands out.
+    pub const FIRST: u16 = 18000;
+    /// The highest port kennel hands out.
+    pub const LAST: u16 = 19999;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for Port {
+    type Error = InvalidName;
+
+    fn try_from(port: u16) -> Result<Self, InvalidName> {
+        if (Self::FIRST..=Self::LAST).contains(&port) {
+            Ok(Self(port))
+        } else {
+            Err(InvalidName::new("port", &port.to_string(), "is not between 18000 and 19999"))
+        }
+    }
+}
+
+impl From<Port> for u16 {
+    fn from(port: Port) -> u16 {
+        port.0
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl sqlx::Type<sqlx::Sqlite> for Port {
+    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+        <u16 as sqlx::Type<sqlx::Sqlite>>::type_info()
+    }
+}
+
+impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for Port {
+    fn decode(value: sqlx::sqlite::SqliteValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+        Ok(<u16 as sqlx::Decode<sqlx::Sqlite>>::decode(value)?.try_into()?)
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Sqlite> for Port {
+    fn encode_by_ref(
+        &self,
+        buf: &mut sqlx::sqlite::SqliteArgumentsBuffer,
+    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+        <u16 as sqlx::Encode<sqlx::Sqlite>>::encode_by_ref(&self.0, buf)
+    }
+}

@@ -1,0 +1,35 @@
+//! Where a hostname leads.
+
+use super::{DeploymentId, HostName, Port, StorePath};
+
+/// A hostname, and what answers there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The name visitors ask for.
+    pub host: HostName,
+    /// The live version behind it.
+    pub deployment: DeploymentId,
+    /// What that version is.
+    pub destination: Destination,
+    /// How long what this version has begun may go on once its successor is live, in seconds.
+    pub drain_secs: u32,
+}
+
+/// What answers a visitor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// A service on this machine's loopback.
+    Service {
+        /// Where it listens on 127.0.0.1.
+        port: Port,
+        /// The path the monitor asks for; `None` when a connection is enough.
+        health_path: Option<String>,
+    },
+    /// Files of the Nix store.
+    Site {
+        /// The directory.
+        root: StorePath,
+        /// Whether a path that names no file is answered by `/index.html`.
+        spa: bool,
+    },
+}
