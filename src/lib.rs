@@ -24,4 +24,6 @@ pub mod model;
 
 pub mod wake;
 
+pub mod store;
+
 pub mod host;

@@ -236,7 +236,7 @@ checked_text! {
         if text.len() > 255 {
             return Err("is longer than 255 characters");
         }
-        if !text.strip_suffix(".service").is_some_and(|stem| !stem.is_empty()) {
+        if text.strip_suffix(".service").is_none_or(str::is_empty) {
             return Err("does not end in `.service`");
         }
         if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'.' | b'@' | b'-')) {

@@ -1,0 +1,489 @@
+//! Builds and their artifacts.
+
+use sqlx::{Sqlite, Transaction};
+
+use super::deliveries::close_branch_if_empty;
+use super::targets::{ask_teardown_of_unnamed, ensure_target};
+use super::{RunId, Store, StoreError, during, now};
+use crate::model::settings::Manifest;
+use crate::model::{
+    ArtifactState, BranchId, BranchRef, BranchSlug, BuildEvent, BuildId, BuildState, CommitSha, Environment, HostName,
+    ProgramName, ProjectName, ServiceName, Settings, StorePath, TargetId,
+};
+
+/// A build that this run of the daemon works on.
+#[derive(Debug, Clone)]
+pub struct ClaimedBuild {
+    /// Which.
+    pub id: BuildId,
+    /// Of which branch.
+    pub branch_id: BranchId,
+    /// Whose.
+    pub project: ProjectName,
+    /// The branch's ref.
+    pub branch: BranchRef,
+    /// The branch's short name.
+    pub slug: BranchSlug,
+    /// What to build.
+    pub commit: CommitSha,
+    /// Where the branch belongs.
+    pub environment: Environment,
+}
+
+/// What one build made for one service or site, before it has a row.
+#[derive(Debug, Clone)]
+pub struct NewArtifact {
+    /// The service's or site's name.
+    pub name: ServiceName,
+    /// Its settings at that commit.
+    pub settings: Settings,
+    /// The store path and the program (for a service), or why there is none.
+    pub result: Result<(StorePath, Option<ProgramName>), String>,
+    /// Time inside Nix.
+    pub nix_ms: i64,
+}
+
+/// An artifact's row, as far as a deployment needs it.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// Its store path.
+    pub store_path: StorePath,
+    /// The program below `bin/`, for a service.
+    pub program: Option<ProgramName>,
+    /// The settings at that commit.
+    pub settings: Settings,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone)]
+pub enum BuildOutcome {
+    /// The worker read kennel.toml; each artifact has its row.
+    Finished(Manifest),
+    /// Nothing of it could be built.
+    Failed(String),
+    /// It was asked to stop, and did.
+    Cancelled,
+}
+
+impl Store {
+    /// Claims the next build, if there is one that may run: projects take turns, prod first within each, then by age.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn claim_build(&self, run: &RunId) -> Result<Option<ClaimedBuild>, StoreError> {
+        let mut tx = self.begin("claim a build").await?;
+        let at = now();
+        let run = run.as_str();
+        let id = sqlx::query_scalar!(
+            r#"update builds set state = 'building', run_id = ?, started_at = ?
+               where id = (
+                   select b.id from builds b
+                   join branches br on br.id = b.branch_id
+                   join projects p on p.name = br.project
+                   where b.state = 'queued'
+                     and not exists (select 1 from builds r where r.branch_id = b.branch_id and r.state = 'building')
+                   order by p.claimed_at, br.environment <> 'prod', b.id
+                   limit 1)
+               returning id as "id!: BuildId""#,
+            run,
+            at
+        )
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(during("claim a build"))?;
+        let Some(id) = id else { return Ok(None) };
+        let build = read_claimed(&mut tx, id).await?;
+        sqlx::query!("update projects set claimed_at = ? where name = ?", at, build.project)
+            .execute(&mut *tx)
+            .await
+            .map_err(during("note a project's turn"))?;
+        tx.commit().await.map_err(during("claim a build"))?;
+        Ok(Some(build))
+    }
+
+    /// Builds that an earlier run of the daemon had claimed and did not end.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn stale_builds(&self, run: &RunId) -> Result<Vec<BuildId>, StoreError> {
+        let run = run.as_str();
+        sqlx::query_scalar!(
+            r#"select id as "id!: BuildId" from builds where state = 'building' and run_id <> ? order by id"#,
+            run
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read stale builds"))
+    }
+
+    /// Takes over a build of an earlier run.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub async fn reattach_build(&self, id: BuildId, run: &RunId) -> Result<ClaimedBuild, StoreError> {
+        let mut tx = self.begin("take over a build").await?;
+        let run = run.as_str();
+        sqlx::query!("update builds set run_id = ? where id = ? and state = 'building'", run, id)
+            .execute(&mut *tx)
+            .await
+            .map_err(during("take over a build"))?;
+        let build = read_claimed(&mut tx, id).await?;
+        tx.commit().await.map_err(during("take over a build"))?;
+        Ok(build)
+    }
+
+    /// Puts a build of an earlier run back into the queue; superseded if its branch has a newer one by now.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn requeue_build(&self, id: BuildId) -> Result<BuildState, StoreError> {
+        let mut tx = self.begin("requeue a build").await?;
+        let row = sqlx::query!(
+            r#"select state as "state!: BuildState", branch_id as "branch_id!: BranchId", cancel_requested_at,
+               exists (select 1 from builds n where n.branch_id = b.branch_id and n.id > b.id) as "newer!: bool"
+               from builds b where id = ?"#,
+            id
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(during("read a build"))?;
+        let mut state = apply(id, row.state, BuildEvent::Requeue)?;
+        if row.cancel_requested_at.is_some() {
+            state = apply(id, state, BuildEvent::Cancel)?;
+        } else if row.newer {
+            state = apply(id, state, BuildEvent::Supersede)?;
+        }
+        let finished_at = state.is_terminal().then(now);
+        sqlx::query!(
+            "update builds set state = ?, run_id = null, started_at = null, finished_at = ? where id = ?",
+            state,
+            finished_at,
+            id
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(during("requeue a build"))?;
+        close_branch_if_empty(&mut tx, row.branch_id).await?;
+        tx.commit().await.map_err(during("requeue a build"))?;
+        Ok(state)
+    }
+
+    /// Running builds that somebody wants stopped.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn builds_to_cancel(&self) -> Result<Vec<BuildId>, StoreError> {
+        sqlx::query_scalar!(
+            r#"select id as "id!: BuildId" from builds where state = 'building' and cancel_requested_at is not null"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read what is to be cancelled"))
+    }
+
+    /// Asks for a build to be cancelled: a queued one is at once. Returns its state before, or `None` for no such build.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn cancel_build(&self, id: BuildId, reason: &str) -> Result<Option<BuildState>, StoreError> {
+        let mut tx = self.begin("cancel a build").await?;
+        let row = sqlx::query!(
+            r#"select state as "state!: BuildState", branch_id as "branch_id!: BranchId" from builds where id = ?"#,
+            id
+        )
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(during("read a build"))?;
+        let Some(row) = row else { return Ok(None) };
+        let at = now();
+        match row.state {
+            BuildState::Queued => {
+                let state = apply(id, row.state, BuildEvent::Cancel)?;
+                sqlx::query!(
+                    "update builds set state = ?, reason = ?, finished_at = ? where id = ?",
+                    state,
+                    reason,
+                    at,
+                    id
+                )
+                .execute(&mut *tx)
+                .await
+                .map_err(during("cancel a build"))?;
+                close_branch_if_empty(&mut tx, row.branch_id).await?;
+            }
+            BuildState::Building => {
+                sqlx::query!(
+                    "update builds set cancel_requested_at = coalesce(cancel_requested_at, ?), reason = ? where id = ?",
+                    at,
+                    reason,
+                    id
+                )
+                .execute(&mut *tx)
+                .await
+                .map_err(during("ask a build to stop"))?;
+            }
+            BuildState::Success | BuildState::Failed | BuildState::Cancelled | BuildState::Superseded => {}
+        }
+        tx.commit().await.map_err(during("cancel a build"))?;
+        Ok(Some(row.state))
+    }
+
+    /// Records what a build made for one service or site; made again, it replaces the row.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn record_artifact(
+        &self,
+        build: &ClaimedBuild,
+        artifact: &NewArtifact,
+    ) -> Result<ArtifactState, StoreError> {
+        let mut tx = self.begin("record an artifact").await?;
+        let (path, program, reason) = match &artifact.result {
+            Ok((path, program)) => (Some(path), program.as_ref(), None),
+            Err(reason) => (None, None, Some(reason)),
+        };
+        let state = match path {
+            None => ArtifactState::Failed,
+            Some(path) if is_recent(&mut tx, build, &artifact.name, path).await? => ArtifactState::Unchanged,
+            Some(_) => ArtifactState::Built,
+        };
+        let (kind, rooted) = (artifact.settings.kind(), path.is_some());
+        let settings = settings_to_json(&artifact.settings);
+        sqlx::query!(
+            "insert into artifacts (build_id, name, kind, state, store_path, program, settings, reason, nix_ms, rooted)
+             values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             on conflict (build_id, name) do update
+             set kind = excluded.kind, state = excluded.state, store_path = excluded.store_path,
+                 program = excluded.program, settings = excluded.settings, reason = excluded.reason,
+                 nix_ms = excluded.nix_ms, rooted = excluded.rooted",
+            build.id,
+            artifact.name,
+            kind,
+            state,
+            path,
+            program,
+            settings,
+            reason,
+            artifact.nix_ms,
+            rooted
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(during("record an artifact"))?;
+        tx.commit().await.map_err(during("record an artifact"))?;
+        Ok(state)
+    }
+
+    /// Ends a build and, in the same transaction, hands over to the deployer: a deployment for every artifact that
+    /// was made, unless the branch is not wanted any more. Returns the state it ended in.
+    ///
+    /// # Errors
+    /// When it does not run any more, or the database refuses.
+    pub async fn finish_build(
+        &self,
+        build: &ClaimedBuild,
+        base_domain: &HostName,
+        outcome: &BuildOutcome,
+    ) -> Result<BuildState, StoreError> {
+        let mut tx = self.begin("finish a build").await?;
+        let row = sqlx::query!(
+            r#"select b.state as "state!: BuildState", b.cancel_requested_at, b.reason, br.wanted as "wanted!: bool"
+               from builds b join branches br on br.id = b.branch_id where b.id = ?"#,
+            build.id
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(during("read a build"))?;
+        let cancelled = row.cancel_requested_at.is_some() || matches!(outcome, BuildOutcome::Cancelled);
+        let (event, reason) = match outcome {
+            _ if cancelled => (BuildEvent::Cancel, row.reason),
+            BuildOutcome::Failed(reason) => (BuildEvent::Fail, Some(reason.clone())),
+            BuildOutcome::Finished(_) | BuildOutcome::Cancelled => match first_failure(&mut tx, build.id).await? {
+                Some(reason) => (BuildEvent::Fail, Some(reason)),
+                None => (BuildEvent::Succeed, None),
+            },
+        };
+        let state = apply(build.id, row.state, event)?;
+        if let BuildOutcome::Finished(manifest) = outcome
+            && !cancelled
+            && row.wanted
+        {
+            insert_deployments(&mut tx, build, base_domain).await?;
+            ask_teardown_of_unnamed(&mut tx, build, manifest).await?;
+        }
+        let at = now();
+        sqlx::query!(
+            "update builds set state = ?, reason = ?, finished_at = ? where id = ?",
+            state,
+            reason,
+            at,
+            build.id
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(during("finish a build"))?;
+        close_branch_if_empty(&mut tx, build.branch_id).await?;
+        tx.commit().await.map_err(during("finish a build"))?;
+        Ok(state)
+    }
+
+    /// Notes how long a build was inside git or nix.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn note_build_times(&self, id: BuildId, fetch_ms: i64, nix_ms: Option<i64>) -> Result<(), StoreError> {
+        sqlx::query!("update builds set fetch_ms = ?, nix_ms = coalesce(?, nix_ms) where id = ?", fetch_ms, nix_ms, id)
+            .execute(&self.writer)
+            .await
+            .map_err(during("note a build's times"))?;
+        Ok(())
+    }
+
+    /// Artifacts whose GC roots serve nobody any more: of builds that ended without a deployment of it, of targets
+    /// that are gone, and older than the last 5 of their target; never one that an open deployment uses.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn surplus_roots(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select a.build_id as "build!: BuildId", a.name as "name!: ServiceName"
+               from artifacts a join builds b on b.id = a.build_id
+               left join targets t on t.branch_id = b.branch_id and t.name = a.name and t.gone_at is null
+               where a.rooted = 1 and b.state not in ('queued', 'building')
+                 and not exists (
+                     select 1 from deployments d join targets dt on dt.id = d.target_id
+                     where d.build_id = a.build_id and dt.name = a.name
+                       and d.state in ('pending', 'starting', 'live', 'draining'))
+                 and (t.id is null or b.state = 'cancelled'
+                      or (select count(*) from artifacts n join builds nb on nb.id = n.build_id
+                          where nb.branch_id = b.branch_id and n.name = a.name and n.rooted = 1
+                            and n.build_id > a.build_id) >= 5)"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("look for surplus roots"))?;
+        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
+    }
+
+    /// Notes that the GC root of an artifact is gone.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn forget_root(&self, build: BuildId, name: &ServiceName) -> Result<(), StoreError> {
+        sqlx::query!("update artifacts set rooted = 0 where build_id = ? and name = ?", build, name)
+            .execute(&self.writer)
+            .await
+            .map_err(during("forget a root"))?;
+        Ok(())
+    }
+
+    /// The artifact a deployment of `name` runs.
+    ///
+    /// # Errors
+    /// When there is no such artifact, or it was not made.
+    pub async fn artifact(&self, build: BuildId, name: &ServiceName) -> Result<Artifact, StoreError> {
+        let row = sqlx::query!(
+            r#"select store_path as "store_path!: StorePath", program as "program: ProgramName", settings
+               from artifacts where build_id = ? and name = ? and store_path is not null"#,
+            build,
+            name
+        )
+        .fetch_one(&self.readers)
+        .await
+        .map_err(during("read an artifact"))?;
+        let settings = settings_from_json(&row.settings).map_err(during("read an artifact's settings"))?;
+        Ok(Artifact { store_path: row.store_path, program: row.program, settings })
+    }
+}
+
+/// Settings as the row keeps them.
+pub(super) fn settings_to_json(settings: &Settings) -> String {
+    serde_json::to_string(settings).expect("settings hold only strings, numbers and maps with string keys")
+}
+
+/// Settings from a row.
+pub(super) fn settings_from_json(json: &str) -> Result<Settings, sqlx::Error> {
+    serde_json::from_str(json).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+fn apply(id: BuildId, state: BuildState, event: BuildEvent) -> Result<BuildState, StoreError> {
+    state.apply(event).map_err(|source| StoreError::Illegal { thing: format!("build {id}"), source })
+}
+
+async fn read_claimed(tx: &mut Transaction<'_, Sqlite>, id: BuildId) -> Result<ClaimedBuild, StoreError> {
+    sqlx::query_as!(
+        ClaimedBuild,
+        r#"select b.id as "id!: _", b.branch_id as "branch_id!: _", br.project as "project!: _", br.ref as "branch!: _",
+           br.slug as "slug!: _", b.commit_sha as "commit!: _", br.environment as "environment!: _"
+           from builds b join branches br on br.id = b.branch_id where b.id = ?"#,
+        id
+    )
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(during("read a build"))
+}
+
+/// Whether the target's last 5 artifacts include this store path.
+async fn is_recent(
+    tx: &mut Transaction<'_, Sqlite>,
+    build: &ClaimedBuild,
+    name: &ServiceName,
+    path: &StorePath,
+) -> Result<bool, StoreError> {
+    sqlx::query_scalar!(
+        r#"select exists (
+               select 1 from (
+                   select a.store_path from artifacts a join builds b on b.id = a.build_id
+                   where b.branch_id = ? and a.name = ? and a.build_id < ? and a.store_path is not null
+                   order by a.build_id desc limit 5) recent
+               where recent.store_path = ?) as "recent!: bool""#,
+        build.branch_id,
+        name,
+        build.id,
+        path
+    )
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(during("compare with recent artifacts"))
+}
+
+async fn first_failure(tx: &mut Transaction<'_, Sqlite>, id: BuildId) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query!(
+        r#"select name, reason as "reason!" from artifacts where build_id = ? and state = 'failed' order by name"#,
+        id
+    )
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(during("read a build's failures"))?;
+    let all: Vec<String> = row.into_iter().map(|row| format!("{}: {}", row.name, row.reason)).collect();
+    Ok((!all.is_empty()).then(|| all.join("\n")))
+}
+
+async fn insert_deployments(
+    tx: &mut Transaction<'_, Sqlite>,
+    build: &ClaimedBuild,
+    base_domain: &HostName,
+) -> Result<(), StoreError> {
+    let made = sqlx::query!(
+        r#"select name as "name!: ServiceName", kind as "kind!: crate::model::Kind" from artifacts
+           where build_id = ? and state <> 'failed' order by name"#,
+        build.id
+    )
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(during("read a build's artifacts"))?;
+    let at = now();
+    for artifact in made {
+        let target: TargetId = ensure_target(tx, build, base_domain, &artifact.name, artifact.kind).await?;
+        sqlx::query!(
+            "insert into deployments (target_id, build_id, created_at) values (?, ?, ?)",
+            target,
+            build.id,
+            at
+        )
+        .execute(&mut **tx)
+        .await
+        .map_err(during("hand a deployment over"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,394 @@
+//! What operators see: builds, deployments and projects, with the names of all they belong to.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, during};
+use crate::model::{
+    ArtifactState, BranchRef, BuildId, BuildState, CommitSha, DeploymentId, DeploymentState, Environment, HostName,
+    Kind, Port, ProjectName, ServiceName, Step, StorePath, TargetTag,
+};
+
+/// A build, for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildView {
+    /// Which.
+    pub id: BuildId,
+    /// Whose.
+    pub project: ProjectName,
+    /// The branch's name, or `pr-<number>`.
+    pub branch: String,
+    /// The commit.
+    pub commit: CommitSha,
+    /// The first line of its message.
+    pub title: Option<String>,
+    /// Where the branch belongs.
+    pub environment: Environment,
+    /// Where it stands.
+    pub state: BuildState,
+    /// Why it failed or was cancelled.
+    pub reason: Option<String>,
+    /// Milliseconds since 1970.
+    pub queued_at: i64,
+    /// Milliseconds since 1970.
+    pub started_at: Option<i64>,
+    /// Milliseconds since 1970.
+    pub finished_at: Option<i64>,
+    /// Time inside git, in milliseconds.
+    pub fetch_ms: Option<i64>,
+    /// Time inside Nix, in milliseconds.
+    pub nix_ms: Option<i64>,
+}
+
+/// An artifact, for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ArtifactView {
+    /// The service's or site's name.
+    pub name: ServiceName,
+    /// Service or site.
+    pub kind: Kind,
+    /// What became of it.
+    pub state: ArtifactState,
+    /// Its store path.
+    pub store_path: Option<StorePath>,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Time inside Nix, in milliseconds.
+    pub nix_ms: i64,
+}
+
+/// A deployment, for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeploymentView {
+    /// Which.
+    pub id: DeploymentId,
+    /// Whose.
+    pub project: ProjectName,
+    /// The branch's name, or `pr-<number>`.
+    pub branch: String,
+    /// The service's or site's name.
+    pub service: ServiceName,
+    /// Service or site.
+    pub kind: Kind,
+    /// Where the branch belongs.
+    pub environment: Environment,
+    /// Made by which build.
+    pub build: BuildId,
+    /// The commit.
+    pub commit: CommitSha,
+    /// Where it stands.
+    pub state: DeploymentState,
+    /// What is done next.
+    pub step: Option<Step>,
+    /// Why it failed or was called off.
+    pub reason: Option<String>,
+    /// Where visitors find it.
+    pub host: HostName,
+    /// Its port, while it has one.
+    pub port: Option<Port>,
+    /// What `journalctl -t` wants.
+    pub journal_tag: TargetTag,
+    /// Whether the branch's newest kennel.toml no longer names it.
+    pub unnamed: bool,
+    /// Milliseconds since 1970.
+    pub created_at: i64,
+    /// Milliseconds since 1970.
+    pub started_at: Option<i64>,
+    /// Milliseconds since 1970.
+    pub live_at: Option<i64>,
+    /// Milliseconds since 1970.
+    pub finished_at: Option<i64>,
+}
+
+/// One attempt at one step of a deployment, for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventView {
+    /// Milliseconds since 1970.
+    pub at: i64,
+    /// Which step.
+    pub step: Step,
+    /// `done` or `failed`.
+    pub outcome: String,
+    /// How long it took.
+    pub duration_ms: i64,
+    /// Why it failed.
+    pub detail: Option<String>,
+}
+
+/// A project, for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProjectView {
+    /// Its name.
+    pub name: ProjectName,
+    /// Whether the daemon's file names it.
+    pub configured: bool,
+    /// How many of its targets there are.
+    pub targets: i64,
+    /// How many of its builds are queued or running.
+    pub open_builds: i64,
+}
+
+impl Store {
+    /// Builds, newest first.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn list_builds(&self, project: Option<&ProjectName>, limit: u32) -> Result<Vec<BuildView>, StoreError> {
+        let rows = sqlx::query_as!(
+            BuildRow,
+            r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
+               b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
+               b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
+               from builds b join branches br on br.id = b.branch_id
+               where ?1 is null or br.project = ?1 order by b.id desc limit ?2"#,
+            project,
+            limit
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list builds"))?;
+        Ok(rows.into_iter().map(BuildView::from).collect())
+    }
+
+    /// One build, or `None`.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn view_build(&self, id: BuildId) -> Result<Option<BuildView>, StoreError> {
+        let row = sqlx::query_as!(
+            BuildRow,
+            r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
+               b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
+               b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
+               from builds b join branches br on br.id = b.branch_id where b.id = ?"#,
+            id
+        )
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(during("read a build"))?;
+        Ok(row.map(BuildView::from))
+    }
+
+    /// The artifacts of a build, by name.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn list_artifacts(&self, build: BuildId) -> Result<Vec<ArtifactView>, StoreError> {
+        sqlx::query_as!(
+            ArtifactView,
+            r#"select name as "name!: _", kind as "kind!: _", state as "state!: _", store_path as "store_path: _", reason,
+               nix_ms from artifacts where build_id = ? order by name"#,
+            build
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list artifacts"))
+    }
+
+    /// Deployments, newest first: all, or only those that have not ended and the newest of each target.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn list_deployments(
+        &self,
+        project: Option<&ProjectName>,
+        scope: Scope,
+        limit: u32,
+    ) -> Result<Vec<DeploymentView>, StoreError> {
+        let all = scope == Scope::All;
+        let rows = sqlx::query_as!(
+            DeploymentRow,
+            r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
+               t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
+               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
+               p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
+               d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
+               from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
+               join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
+               where (?1 is null or br.project = ?1)
+                 and (?2 or d.state in ('pending', 'starting', 'live', 'draining')
+                      or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
+               order by d.id desc limit ?3"#,
+            project,
+            all,
+            limit
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list deployments"))?;
+        Ok(rows.into_iter().map(DeploymentView::from).collect())
+    }
+
+    /// One deployment, or `None`.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn view_deployment(&self, id: DeploymentId) -> Result<Option<DeploymentView>, StoreError> {
+        let row = sqlx::query_as!(
+            DeploymentRow,
+            r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
+               t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
+               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
+               p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
+               d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
+               from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
+               join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
+               where d.id = ?"#,
+            id
+        )
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(during("read a deployment"))?;
+        Ok(row.map(DeploymentView::from))
+    }
+
+    /// What was done for a deployment, oldest first.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn list_events(&self, deployment: DeploymentId) -> Result<Vec<EventView>, StoreError> {
+        sqlx::query_as!(
+            EventView,
+            r#"select at as "at!", step as "step!: _", outcome as "outcome!", duration_ms as "duration_ms!", detail
+               from deployment_events where deployment_id = ? order by id"#,
+            deployment
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list a deployment's events"))
+    }
+
+    /// Projects by name: those of the daemon's file, and those that still have something here.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn list_projects(&self) -> Result<Vec<ProjectView>, StoreError> {
+        let projects = sqlx::query_as!(
+            ProjectView,
+            r#"select p.name as "name!: _", p.configured as "configured!: bool",
+               (select count(*) from targets t join branches b on b.id = t.branch_id
+                where b.project = p.name and t.gone_at is null) as "targets!: i64",
+               (select count(*) from builds bu join branches b on b.id = bu.branch_id
+                where b.project = p.name and bu.state in ('queued', 'building')) as "open_builds!: i64"
+               from projects p order by p.name"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list projects"))?;
+        Ok(projects.into_iter().filter(|project| project.configured || project.targets > 0).collect())
+    }
+
+    /// Notes which projects the daemon's file names, and that all others are no longer configured.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn note_projects<'a>(&self, names: impl IntoIterator<Item = &'a ProjectName>) -> Result<(), StoreError> {
+        let mut tx = self.begin("note the projects").await?;
+        sqlx::query!("update projects set configured = 0")
+            .execute(&mut *tx)
+            .await
+            .map_err(during("note the projects"))?;
+        for name in names {
+            sqlx::query!(
+                "insert into projects (name, configured) values (?, 1) on conflict (name) do update set configured = 1",
+                name
+            )
+            .execute(&mut *tx)
+            .await
+            .map_err(during("note a project"))?;
+        }
+        tx.commit().await.map_err(during("note the projects"))
+    }
+}
+
+/// Which deployments to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Every row.
+    All,
+    /// Those that have not ended, and the newest of each target that is there.
+    Current,
+}
+
+struct BuildRow {
+    id: BuildId,
+    project: ProjectName,
+    branch: BranchRef,
+    commit: CommitSha,
+    title: Option<String>,
+    environment: Environment,
+    state: BuildState,
+    reason: Option<String>,
+    queued_at: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    fetch_ms: Option<i64>,
+    nix_ms: Option<i64>,
+}
+
+impl From<BuildRow> for BuildView {
+    fn from(row: BuildRow) -> Self {
+        Self {
+            id: row.id,
+            project: row.project,
+            branch: row.branch.name(),
+            commit: row.commit,
+            title: row.title,
+            environment: row.environment,
+            state: row.state,
+            reason: row.reason,
+            queued_at: row.queued_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+            fetch_ms: row.fetch_ms,
+            nix_ms: row.nix_ms,
+        }
+    }
+}
+
+struct DeploymentRow {
+    id: DeploymentId,
+    project: ProjectName,
+    branch: BranchRef,
+    service: ServiceName,
+    kind: Kind,
+    environment: Environment,
+    build: BuildId,
+    commit: CommitSha,
+    state: DeploymentState,
+    step: Option<Step>,
+    reason: Option<String>,
+    host: HostName,
+    port: Option<Port>,
+    journal_tag: TargetTag,
+    unnamed: bool,
+    created_at: i64,
+    started_at: Option<i64>,
+    live_at: Option<i64>,
+    finished_at: Option<i64>,
+}
+
+impl From<DeploymentRow> for DeploymentView {
+    fn from(row: DeploymentRow) -> Self {
+        Self {
+            id: row.id,
+            project: row.project,
+            branch: row.branch.name(),
+            service: row.service,
+            kind: row.kind,
+            environment: row.environment,
+            build: row.build,
+            commit: row.commit,
+            state: row.state,
+            step: row.step,
+            reason: row.reason,
+            host: row.host,
+            port: row.port,
+            journal_tag: row.journal_tag,
+            unnamed: row.unnamed,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            live_at: row.live_at,
+            finished_at: row.finished_at,
+        }
+    }
+}
