@@ -168,6 +168,17 @@ impl Store {
         Ok(state)
     }
 
+    /// Builds that have not ended.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn open_builds(&self) -> Result<Vec<BuildId>, StoreError> {
+        sqlx::query_scalar!(r#"select id as "id!: BuildId" from builds where state in ('queued', 'building')"#)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("read the open builds"))
+    }
+
     /// Running builds that somebody wants stopped.
     ///
     /// # Errors

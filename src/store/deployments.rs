@@ -84,7 +84,8 @@ impl Store {
                    where d.step is not null and d.due_at <= ? and (d.run_id is null or d.run_id <> ?)
                      and (d.state <> 'pending' or d.ending is not null or not exists (
                          select 1 from deployments o where o.target_id = d.target_id and o.id <> d.id
-                         and (o.state = 'starting' or (o.state = 'pending' and o.run_id = ?))))
+                         and (o.state = 'starting' or (o.state = 'live' and o.step is not null)
+                              or (o.state = 'pending' and o.run_id = ?))))
                      and (d.state <> 'pending' or d.ending is not null or not exists (
                          select 1 from teardowns td
                          where td.target_id = d.target_id and td.up_to < d.id and td.after_build is null))
@@ -323,6 +324,18 @@ impl Store {
         tx.commit().await.map_err(during("put a step off"))
     }
 
+    /// Gives up the claim on a deployment whose job ended before its time.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn release_deployment(&self, id: DeploymentId) -> Result<(), StoreError> {
+        sqlx::query!("update deployments set run_id = null where id = ?", id)
+            .execute(&self.writer)
+            .await
+            .map_err(during("give a claim up"))?;
+        Ok(())
+    }
+
     /// Turns a deployment that is not live round: from now on it only gives back what it has.
     ///
     /// # Errors
@@ -427,31 +440,6 @@ impl Store {
             .map_err(during("switch a route"))?;
         tx.commit().await.map_err(during("switch a route"))?;
         Ok(Switch::Live(replaced))
-    }
-
-    /// A live deployment that is to end begins to drain; nothing leads to it any more.
-    ///
-    /// # Errors
-    /// When it is not live any more.
-    pub async fn begin_drain(&self, id: DeploymentId) -> Result<(), StoreError> {
-        let mut tx = self.begin("begin to drain").await?;
-        let at = now();
-        let changed = sqlx::query!(
-            "update deployments set state = 'draining', step = 'drain', ending = 'retired', draining_at = ?, due_at = 0
-             where id = ? and state = 'live'",
-            at,
-            id
-        )
-        .execute(&mut *tx)
-        .await
-        .map_err(during("begin to drain"))?
-        .rows_affected();
-        one_row(id, changed, || "live".to_owned())?;
-        sqlx::query!("update routes set deployment_id = null where deployment_id = ?", id)
-            .execute(&mut *tx)
-            .await
-            .map_err(during("take a route away"))?;
-        tx.commit().await.map_err(during("begin to drain"))
     }
 
     /// Runs one guarded change of state.

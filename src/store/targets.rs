@@ -155,12 +155,11 @@ impl Store {
         Ok(teardowns)
     }
 
-    /// Sends every version that a teardown means on its way out. Returns how many of them have not ended yet, and
-    /// those that a job of this run must be told about.
+    /// Sends every version that a teardown means on its way out. Returns those that have not ended yet.
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn begin_teardown(&self, teardown: &Teardown) -> Result<(usize, Vec<DeploymentId>), StoreError> {
+    pub async fn begin_teardown(&self, teardown: &Teardown) -> Result<Vec<DeploymentId>, StoreError> {
         let mut tx = self.begin("begin a teardown").await?;
         let at = now();
         sqlx::query!(
@@ -204,7 +203,7 @@ impl Store {
         .await
         .map_err(during("count what is left of a target"))?;
         tx.commit().await.map_err(during("begin a teardown"))?;
-        Ok((left.len(), left))
+        Ok(left)
     }
 
     /// Whether versions of the target came after the teardown was asked for, so that the target itself stays.

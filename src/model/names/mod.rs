@@ -4,11 +4,18 @@
 //!
 //! **Invariant:** no function here looks anything up. Whether a name is *taken* is told by the caller.
 
+mod checked;
+mod choose;
+mod port;
+
 use std::fmt;
 use std::str::FromStr;
 
+use checked::{checked_text, row_id};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+
+pub use choose::{Taken, TargetNames};
+pub use port::Port;
 
 /// A value that is not a name of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,110 +33,6 @@ impl InvalidName {
     fn new(kind: &'static str, value: &str, problem: &'static str) -> Self {
         Self { kind, value: value.chars().take(80).collect(), problem }
     }
-}
-
-/// Declares a text type whose only constructor is a check: `FromStr`, serde and sqlx all go through it.
-macro_rules! checked_text {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            /// The text.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = InvalidName;
-
-            fn from_str(text: &str) -> Result<Self, InvalidName> {
-                let check: fn(&str) -> Result<(), &'static str> = $check;
-                match check(text) {
-                    Ok(()) => Ok(Self(text.to_owned())),
-                    Err(problem) => Err(InvalidName::new($kind, text, problem)),
-                }
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = InvalidName;
-
-            fn try_from(text: String) -> Result<Self, InvalidName> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl sqlx::Type<sqlx::Sqlite> for $name {
-            fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
-                <String as sqlx::Type<sqlx::Sqlite>>::type_info()
-            }
-        }
-
-        impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for $name {
-            fn decode(value: sqlx::sqlite::SqliteValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
-                Ok(<&str as sqlx::Decode<sqlx::Sqlite>>::decode(value)?.parse()?)
-            }
-        }
-
-        impl sqlx::Encode<'_, sqlx::Sqlite> for $name {
-            fn encode_by_ref(
-                &self,
-                buf: &mut sqlx::sqlite::SqliteArgumentsBuffer,
-            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
-                <String as sqlx::Encode<sqlx::Sqlite>>::encode_by_ref(&self.0, buf)
-            }
-        }
-    };
-}
-
-/// Declares a row's number.
-macro_rules! row_id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(
-            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type,
-        )]
-        #[serde(transparent)]
-        #[sqlx(transparent)]
-        pub struct $name(pub i64);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = std::num::ParseIntError;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                text.parse().map(Self)
-            }
-        }
-
-        impl From<i64> for $name {
-            fn from(id: i64) -> Self {
-                Self(id)
-            }
-        }
-    };
 }
 
 row_id! {
@@ -401,185 +304,5 @@ impl BranchRef {
     #[must_use]
     pub fn remote_ref(&self) -> String {
         if self.is_pull() { format!("refs/{}/head", self.0) } else { format!("refs/{}", self.0) }
-    }
-}
-
-/// Six hexadecimal digits (or more, when those are taken) that tell two equal-looking names apart.
-fn digest(project: &ProjectName, branch: &BranchRef, service: Option<&ServiceName>, digits: usize) -> String {
-    use std::fmt::Write as _;
-
-    let mut hasher = Sha256::new();
-    for part in [project.as_str(), branch.as_str(), service.map_or("", ServiceName::as_str)] {
-        hasher.update(part.as_bytes());
-        hasher.update([0]);
-    }
-    let mut hex = String::with_capacity(64);
-    for byte in hasher.finalize() {
-        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
-    }
-    hex.truncate(digits);
-    hex
-}
-
-/// `joined` itself when it fits and is free, else cut and ended by a digest.
-fn choose(joined: &str, max: usize, digest: impl Fn(usize) -> String, taken: impl Fn(&str) -> bool) -> String {
-    if !joined.is_empty() && joined.len() <= max && !taken(joined) {
-        return joined.to_owned();
-    }
-    let candidates = [6, 12, 24].map(|digits| {
-        let room = max - digits - 1;
-        let stem = joined.get(..room.min(joined.len())).unwrap_or_default().trim_end_matches('-');
-        if stem.is_empty() { format!("b-{}", digest(digits)) } else { format!("{stem}-{}", digest(digits)) }
-    });
-    let [.., longest] = candidates.clone();
-    candidates.into_iter().find(|name| !taken(name)).unwrap_or(longest)
-}
-
-impl BranchSlug {
-    /// The slug of `branch`: lower-case, anything but `[a-z0-9]` a single `-`, ends trimmed, at most 40;
-    /// with a digest when that is too long, empty, or `taken` by another branch of the project.
-    #[must_use]
-    pub fn choose(project: &ProjectName, branch: &BranchRef, taken: impl Fn(&str) -> bool) -> Self {
-        let mut slug = String::new();
-        for c in branch.name().chars().flat_map(char::to_lowercase) {
-            if c.is_ascii_lowercase() || c.is_ascii_digit() {
-                slug.push(c);
-            } else if !slug.is_empty() && !slug.ends_with('-') {
-                slug.push('-');
-            }
-        }
-        let slug = slug.trim_end_matches('-');
-        Self(choose(slug, NAME_MAX, |digits| digest(project, branch, None, digits), taken))
-    }
-}
-
-/// The names of one target, chosen once and stored in its row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TargetNames {
-    /// Where visitors find it.
-    pub host: HostName,
-    /// The stem of its units, its journal identifier.
-    pub tag: TargetTag,
-    /// The user its units run as.
-    pub user: UserName,
-}
-
-/// A kind of name that two targets must not share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken<'a> {
-    /// A hostname.
-    Host(&'a str),
-    /// A unit and journal tag.
-    Tag(&'a str),
-    /// A user.
-    User(&'a str),
-}
-
-impl TargetNames {
-    /// Chooses the names of `service` on `branch`, avoiding those that are `taken`.
-    ///
-    /// # Errors
-    /// When project and base domain leave no room for a host name.
-    pub fn choose(
-        base_domain: &HostName,
-        project: &ProjectName,
-        branch: &BranchRef,
-        slug: &BranchSlug,
-        service: &ServiceName,
-        taken: impl Fn(Taken<'_>) -> bool,
-    ) -> Result<Self, InvalidName> {
-        let digest = |digits| digest(project, branch, Some(service), digits);
-        let host_of = |label: &str| format!("{label}.{project}.{base_domain}");
-        let label =
-            choose(&format!("{service}-{slug}"), LABEL_MAX, digest, |label| taken(Taken::Host(&host_of(label))));
-        let joined = format!("kennel-{project}-{slug}-{service}");
-        let tag = choose(&joined, 200, digest, |tag| taken(Taken::Tag(tag)));
-        let user = choose(&joined, USER_MAX, digest, |user| taken(Taken::User(user)));
-        Ok(Self { host: host_of(&label).parse()?, tag: tag.parse()?, user: user.parse()? })
-    }
-}
-
-impl TargetTag {
-    /// The unit that runs `deployment`.
-    #[must_use]
-    pub fn unit(&self, deployment: DeploymentId) -> UnitName {
-        UnitName(format!("{self}@{deployment}.service"))
-    }
-}
-
-impl UnitName {
-    /// The unit that fetches the commit of `build`.
-    #[must_use]
-    pub fn fetch(build: BuildId) -> Self {
-        Self(format!("kennel-fetch-{build}.service"))
-    }
-
-    /// The unit that evaluates and builds `build`.
-    #[must_use]
-    pub fn build(build: BuildId) -> Self {
-        Self(format!("kennel-build-{build}.service"))
-    }
-}
-
-/// A deployment's port: 18000 to 19999.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u16", into = "u16")]
-pub struct Port(u16);
-
-impl Port {
-    /// The lowest port kennel hands out.
-    pub const FIRST: u16 = 18000;
-    /// The highest port kennel hands out.
-    pub const LAST: u16 = 19999;
-
-    /// The number.
-    #[must_use]
-    pub fn get(self) -> u16 {
-        self.0
-    }
-}
-
-impl TryFrom<u16> for Port {
-    type Error = InvalidName;
-
-    fn try_from(port: u16) -> Result<Self, InvalidName> {
-        if (Self::FIRST..=Self::LAST).contains(&port) {
-            Ok(Self(port))
-        } else {
-            Err(InvalidName::new("port", &port.to_string(), "is not between 18000 and 19999"))
-        }
-    }
-}
-
-impl From<Port> for u16 {
-    fn from(port: Port) -> u16 {
-        port.0
-    }
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl sqlx::Type<sqlx::Sqlite> for Port {
-    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
-        <u16 as sqlx::Type<sqlx::Sqlite>>::type_info()
-    }
-}
-
-impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for Port {
-    fn decode(value: sqlx::sqlite::SqliteValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
-        Ok(<u16 as sqlx::Decode<sqlx::Sqlite>>::decode(value)?.try_into()?)
-    }
-}
-
-impl sqlx::Encode<'_, sqlx::Sqlite> for Port {
-    fn encode_by_ref(
-        &self,
-        buf: &mut sqlx::sqlite::SqliteArgumentsBuffer,
-    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
-        <u16 as sqlx::Encode<sqlx::Sqlite>>::encode_by_ref(&self.0, buf)
     }
 }
