@@ -18,7 +18,7 @@
 //! | 4 | [`webhook`] · `builder` · `deployer` · `api`: the stages, which do not know each other |
 //! | 5 | `reconciler` rows against machine |
 //! | 6 | `daemon` everything, started and stopped in order |
-//! | 7 | `cli` one file per command |
+//! | 7 | [`cli`] one file per command |
 
 pub mod model;
 
@@ -29,3 +29,5 @@ pub mod wake;
 pub mod host;
 
 pub mod webhook;
+
+pub mod cli;
