@@ -26,9 +26,10 @@ pub mod config;
 pub mod telemetry;
 pub mod wake;
 
+pub mod host;
 pub mod store;
 
-pub mod host;
+pub mod router;
 
 pub mod webhook;
 

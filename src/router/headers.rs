@@ -1,0 +1,227 @@
+//! What of a message's head is refused, removed, and added on its way through (RFC 9110, sections 7.2 and 7.6).
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr as _;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version};
+
+use super::accept::Visitor;
+use super::pages::Problem;
+use crate::model::HostName;
+
+/// Headers that belong to one connection and are never passed on.
+static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// What a visitor may not tell a service about himself.
+fn is_claim_of_origin(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "proxy")
+}
+
+/// The host a request is for: lower case, without port and trailing dot.
+///
+/// Brings an absolute-form target, if it names the same host, into origin-form.
+///
+/// # Errors
+/// Everything that two readers of the request could understand in two ways.
+pub(super) fn admit(parts: &mut Parts) -> Result<String, Problem> {
+    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+        return Err(Problem::MethodRefused(parts.method.clone()));
+    }
+    if !matches!(parts.version, Version::HTTP_10 | Version::HTTP_11) {
+        return Err(Problem::BadRequest("This version of HTTP is not spoken here."));
+    }
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => canonical(host.as_bytes()).ok_or(Problem::BadRequest("The Host header is not valid."))?,
+        (None, _) => return Err(Problem::BadRequest("The request names no host.")),
+        (Some(_), Some(_)) => return Err(Problem::BadRequest("The request names more than one host.")),
+    };
+    if let Some(authority) = parts.uri.authority() {
+        let scheme = parts.uri.scheme_str();
+        if !matches!(scheme, Some("http" | "https")) || canonical(authority.as_str().as_bytes()).as_ref() != Some(&host)
+        {
+            return Err(Problem::BadRequest("The request's target and its Host header name different hosts."));
+        }
+        let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+        parts.uri = Uri::from(path);
+    }
+    if !parts.uri.path().starts_with('/') {
+        return Err(Problem::BadRequest("The request's target is not a path."));
+    }
+    let codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if codings.into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Problem::CodingRefused);
+    }
+    if parts.headers.get(header::EXPECT).is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Problem::ExpectationRefused);
+    }
+    Ok(host)
+}
+
+/// The canonical form of a Host header's value; `None` unless it is a DNS name or an address, maybe with a port.
+fn canonical(value: &[u8]) -> Option<String> {
+    let value = std::str::from_utf8(value).ok()?;
+    let (host, port) = match value.rfind(':') {
+        Some(colon) if !value.ends_with(']') => (&value[..colon], &value[colon + 1..]),
+        _ => (value, ""),
+    };
+    if !port.is_empty() && (port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())) {
+        return None;
+    }
+    if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return Ipv6Addr::from_str(address).ok().map(|address| format!("[{address}]"));
+    }
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    HostName::from_str(&host).ok().map(String::from)
+}
+
+/// The protocol a request asks to switch to, if it asks properly and kennel goes along.
+///
+/// h2c is not gone along with: behind it, requests would pass that nothing here has looked at.
+pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let mut wanted = parts.headers.get_all(header::UPGRADE).iter();
+    let (Some(protocol), None) = (wanted.next(), wanted.next()) else { return None };
+    let asked = tokens(&parts.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let h2c = protocol.to_str().ok()?.split(',').any(|token| token.trim().eq_ignore_ascii_case("h2c"));
+    (asked && !h2c && parts.version == Version::HTTP_11).then(|| protocol.clone())
+}
+
+/// Whether `protocol` is the WebSocket protocol (RFC 6455).
+pub(super) fn is_websocket(protocol: &HeaderValue) -> bool {
+    protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+}
+
+/// Leaves in a request's head what a service may see, and adds what kennel knows of the visitor.
+pub(super) fn clean_request(headers: &mut HeaderMap, host: &str, visitor: &Visitor) {
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    remove_hop_by_hop(headers);
+    headers.remove(header::EXPECT);
+    // To many services `X_Real_IP` and `X-Real-IP` are one variable.
+    let unwanted = |name: &&HeaderName| name.as_str().contains('_') || is_claim_of_origin(name.as_str());
+    let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
+    for name in unwanted {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    let ip = visitor.peer.ip().to_canonical();
+    let address = HeaderValue::from_str(&ip.to_string()).expect("an address is ASCII");
+    let node = match ip {
+        IpAddr::V4(_) => ip.to_string(),
+        IpAddr::V6(_) => format!("\"[{ip}]\""),
+    };
+    let quote = if host.starts_with('[') { "\"" } else { "" };
+    let forwarded = format!("for={node};host={quote}{host}{quote};proto={}", visitor.scheme);
+    let host = HeaderValue::from_str(host).expect("a canonical host is ASCII");
+    headers.insert(header::FORWARDED, HeaderValue::from_str(&forwarded).expect("its parts are ASCII"));
+    headers.insert("x-forwarded-for", address.clone());
+    headers.insert("x-real-ip", address);
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(visitor.scheme));
+    headers.insert("x-forwarded-port", HeaderValue::from(visitor.local.port()));
+    headers.insert("x-forwarded-host", host.clone());
+    headers.insert(header::HOST, host);
+}
+
+/// Leaves in an answer's head what a visitor may see.
+pub(super) fn clean_response(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The length that counts is the one the chunks add up to (RFC 9112, section 6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The elements of a comma-separated header, parameters included.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_lower_case_without_port_and_trailing_dot() {
+        for (value, host) in [
+            ("a.example", "a.example"),
+            ("A.Example.", "a.example"),
+            ("a.example:8080", "a.example"),
+            ("a.example.:80", "a.example"),
+            ("a.example:", "a.example"),
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("[::1]:80", "[::1]"),
+            ("[0:0::1]", "[::1]"),
+        ] {
+            assert_eq!(canonical(value.as_bytes()).as_deref(), Some(host), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_host_is_refused() {
+        for value in [
+            "",
+            ".",
+            "a..b",
+            "a@evil",
+            "a.example:x",
+            "a.example:+80",
+            "a.example:99999",
+            "a b",
+            "a/b",
+            "a,b",
+            "::1",
+            "[::1",
+            "[x]",
+            "a.example..",
+            "a_b.example",
+            "ä.example",
+        ] {
+            assert_eq!(canonical(value.as_bytes()), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_connection_names_is_removed() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Secret"),
+            ("connection", "x-other"),
+            ("x-secret", "1"),
+            ("x-other", "2"),
+            ("x-kept", "3"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        clean_response(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
+}
