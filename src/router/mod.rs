@@ -17,6 +17,9 @@ mod tunnel;
 mod upstream;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;

@@ -1,0 +1,228 @@
+//! What a proxy is attacked with.
+
+use std::sync::Mutex;
+
+use http::StatusCode;
+use rstest::rstest;
+
+use super::*;
+use crate::router::FromOutside;
+
+#[rstest]
+#[case::no_host("GET / HTTP/1.1\r\n\r\n")]
+#[case::no_host_in_1_0("GET / HTTP/1.0\r\n\r\n")]
+#[case::two_hosts("GET / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::user_in_host("GET / HTTP/1.1\r\nHost: a@web-main.shop.example.com\r\n\r\n")]
+#[case::list_in_host("GET / HTTP/1.1\r\nHost: web-main.shop.example.com, b\r\n\r\n")]
+#[case::empty_host("GET / HTTP/1.1\r\nHost:\r\n\r\n")]
+#[case::bad_port("GET / HTTP/1.1\r\nHost: web-main.shop.example.com:http\r\n\r\n")]
+#[case::other_absolute("GET http://b.example.com/ HTTP/1.1\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::user_in_absolute("GET http://a@web-main.shop.example.com/ HTTP/1.1\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::other_scheme("GET ftp://web-main.shop.example.com/ HTTP/1.1\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::no_path("GET foo HTTP/1.1\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::asterisk("OPTIONS * HTTP/1.1\r\nHost: web-main.shop.example.com\r\n\r\n")]
+#[case::two_lengths(
+    "POST / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"
+)]
+#[case::bad_length("POST / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nContent-Length: +1\r\n\r\na")]
+#[case::coding_in_1_0(
+    "POST / HTTP/1.0\r\nHost: web-main.shop.example.com\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+)]
+#[case::not_chunked_last(
+    "POST / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"
+)]
+#[case::space_before_colon("GET / HTTP/1.1\r\nHost : web-main.shop.example.com\r\n\r\n")]
+#[case::folded("GET / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nA: b\r\n c\r\n\r\n")]
+#[case::bad_chunk(
+    "POST / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n0\r\n\r\n"
+)]
+#[case::bad_chunk_later(
+    "POST / HTTP/1.1\r\nHost: web-main.shop.example.com\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n-1\r\n"
+)]
+#[tokio::test]
+async fn what_can_be_read_in_two_ways_gets_400_and_the_connection_is_closed(#[case] request: &str) {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front.raw(request).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.0 400 "), "{answer}");
+}
+
+#[rstest]
+#[case("CONNECT web-main.shop.example.com:443 HTTP/1.1", 405)]
+#[case("TRACE / HTTP/1.1", 405)]
+#[tokio::test]
+async fn methods_that_are_not_for_visitors_are_refused(#[case] line: &str, #[case] status: u16) {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front.raw_bytes(format!("{line}\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")).await;
+    assert_eq!(Answer::parse(&answer).status, status);
+}
+
+#[tokio::test]
+async fn a_coding_beside_chunked_is_not_passed_on_unsaid() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front.ask("POST", "/", "Transfer-Encoding: gzip, chunked\r\n").await;
+    assert_eq!(answer.status, 501);
+}
+
+#[rstest]
+#[case("web-main.shop.example.com")]
+#[case("WEB-Main.shop.Example.com.")]
+#[case("web-main.shop.example.com:8080")]
+#[tokio::test]
+async fn a_host_is_one_name_however_it_is_written(#[case] host: &str) {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&format!("\r\nhost: {HOST}\r\n")), "{answer}");
+}
+
+#[tokio::test]
+async fn an_absolute_target_of_the_same_host_reaches_the_service_as_a_path() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer =
+        front.raw(format!("GET http://{HOST}:80/a?b=c HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")).await;
+    assert!(answer.contains("\r\n\r\nGET /a?b=c HTTP/1.1\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_a_visitor_claims_of_himself_is_overwritten() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front
+        .get(
+            "/",
+            "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Host: evil\r\n\
+             X-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /evil\r\nX-Forwarded-Server: evil\r\n\
+             X-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX_Real_IP: 6.6.6.6\r\nX-Forwarded_For: 6.6.6.6\r\n\
+             Proxy: http://evil\r\nX-Kept: yes\r\n",
+        )
+        .await;
+    let seen = Answer::parse(
+        answer.text().as_bytes().strip_prefix(b"GET").map(|rest| [b"H 0", rest].concat()).as_deref().unwrap(),
+    );
+    assert!(!answer.text().contains("evil") && !answer.text().contains("6.6.6.6"), "{}", answer.text());
+    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(seen.header("x-real-ip"), Some("127.0.0.1"));
+    assert_eq!(seen.header("x-forwarded-host"), Some(HOST));
+    assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(seen.header("x-forwarded-port"), Some(front.address.port().to_string().as_str()));
+    assert_eq!(seen.header("forwarded"), Some(format!("for=127.0.0.1;host={HOST};proto=http").as_str()));
+    assert_eq!(seen.header("x-kept"), Some("yes"));
+    assert!(!answer.text().contains('_'), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn what_belongs_to_one_connection_is_not_passed_on() {
+    let service = Service::raw(|mut stream, _| async move {
+        let head = head_of(&mut stream).await;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nConnection: x-secret\r\nX-Secret: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\n\
+             Proxy-Authenticate: Basic\r\nContent-Length: {}\r\nX-Kept: 1\r\n\r\n{head}",
+            head.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front
+        .raw_bytes(format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 1\r\n\
+             Proxy-Connection: keep-alive\r\nProxy-Authorization: x\r\nTE: trailers, deflate\r\n\
+             Upgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n"
+        ))
+        .await;
+    let answer = Answer::parse(&answer);
+    for name in ["x-secret", "keep-alive", "upgrade", "proxy-authenticate"] {
+        assert_eq!(answer.header(name), None, "{}", answer.head);
+    }
+    assert_eq!(answer.header("x-kept"), Some("1"));
+    let seen = answer.text().to_lowercase();
+    for name in ["x-mine", "keep-alive", "proxy-", "upgrade", "deflate"] {
+        assert!(!seen.contains(name), "{name} in {seen}");
+    }
+    assert!(seen.contains("\r\nte: trailers\r\n"), "{seen}");
+}
+
+/// hyper takes the chunks, drops the length and closes the connection after its answer: nothing that follows in
+/// the same bytes can become a request of its own.
+#[rstest]
+#[case("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n")]
+#[case("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n")]
+#[tokio::test]
+async fn a_request_with_two_lengths_cannot_smuggle_another(#[case] lengths: &str) {
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&heads);
+    let service = Service::raw(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let head = head_of(&mut stream).await;
+            seen.lock().unwrap().push(head);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            let _ = stream.read(&mut [0; 64]).await;
+        }
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front
+        .raw(format!(
+            "POST / HTTP/1.1\r\nHost: {HOST}\r\n{lengths}\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+        ))
+        .await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    let heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), 1, "{heads:?}");
+    assert!(!heads[0].contains("content-length") && heads[0].contains("transfer-encoding: chunked"), "{heads:?}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_one_after_the_other_and_in_order() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let one = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{more}\r\n");
+    let answer = front.raw([one("/1", ""), one("/2", ""), one("/3", "Connection: close\r\n")].concat()).await;
+    let order: Vec<_> =
+        answer.match_indices("\r\n\r\nGET /").map(|(at, seen)| &answer[at + seen.len()..][..1]).collect();
+    assert_eq!(order, ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn a_host_without_route_gets_a_page_that_says_so() {
+    let front = Front::start(Vec::new()).await;
+    let answer = front.get("/", "").await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert!(answer.text().contains("No such host") && answer.text().contains(HOST));
+    let answer = front.get("/", "Accept: application/json\r\n").await;
+    let value: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!((&value["status"], &value["title"]), (&404.into(), &"No such host".into()));
+    assert!(value["detail"].is_string() && value.as_object().unwrap().len() == 3);
+}
+
+#[tokio::test]
+async fn the_control_domain_is_answered_in_process_and_marked_as_from_outside() {
+    let control = axum::Router::new().route(
+        "/webhook/shop",
+        axum::routing::post(|from: Option<axum::Extension<FromOutside>>, body: String| async move {
+            let Some(axum::Extension(FromOutside { peer })) = from else {
+                return (StatusCode::FORBIDDEN, String::new());
+            };
+            (StatusCode::ACCEPTED, format!("{} {body}", peer.ip()))
+        }),
+    );
+    let config =
+        RouterConfig { control: Some(("kennel.example.com".parse().unwrap(), control)), ..RouterConfig::default() };
+    let front = Front::with(config, Vec::new()).await;
+    let post = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: Kennel.example.com:80\r\nConnection: close\r\nContent-Length: 4\r\n\r\npush"
+        )
+    };
+    let answer = Answer::parse(&front.raw_bytes(post("/webhook/shop")).await);
+    assert_eq!((answer.status, answer.text()), (202, "127.0.0.1 push"));
+    assert_eq!(Answer::parse(&front.raw_bytes(post("/other")).await).status, 404);
+}
