@@ -27,3 +27,5 @@ pub mod wake;
 pub mod store;
 
 pub mod host;
+
+pub mod builder;
