@@ -33,4 +33,6 @@ pub mod router;
 
 pub mod webhook;
 
+pub mod builder;
+
 pub mod cli;

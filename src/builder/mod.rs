@@ -1,0 +1,3 @@
+//! Turns a queued build into pinned store paths or recorded failures.
+
+pub mod worker;
