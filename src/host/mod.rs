@@ -6,6 +6,7 @@
 //! **Invariant:** nothing here reads or writes the database.
 
 pub mod machine;
+pub mod services;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
