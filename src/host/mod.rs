@@ -8,6 +8,8 @@
 pub mod machine;
 pub mod services;
 
+pub mod fake;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
