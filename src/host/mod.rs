@@ -5,8 +5,14 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod machine;
+pub mod services;
+
+pub mod fake;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::model::{
     BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
@@ -58,7 +64,7 @@ pub struct SiteLink {
 }
 
 /// Which half of a build a unit does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BuildPhase {
     /// Fetch the commit: has the credentials, evaluates nothing.
     Fetch,
@@ -98,17 +104,39 @@ pub enum UnitState {
         /// The main process.
         pid: u32,
     },
-    /// It is on its way up, or waits to be restarted.
+    /// It is on its way up.
     Activating,
+    /// It ended by itself and waits to be started again; why it ended, in systemd's words.
+    Restarting {
+        /// `Result` of the unit, with its exit status.
+        result: String,
+    },
     /// It is on its way down.
     Deactivating,
     /// It does not run; why, in systemd's words, such as `exit-code, status 1`.
     Dead {
-        /// `Result` of the unit, with its exit status.
+        /// `Result` of the unit, with its exit status; `success` when it ended well or never ran.
         result: String,
     },
     /// systemd does not know it.
     Absent,
+}
+
+/// What lies on the machine under kennel's own names, for the reconciler to compare with rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Units of deployments and builds, as [`Machine::own_units`] tells.
+    pub units: Vec<UnitName>,
+    /// Roots that keep an artifact.
+    pub gc_roots: Vec<(BuildId, ServiceName)>,
+    /// Links to static sites.
+    pub site_links: Vec<SiteLink>,
+    /// Data directories of services.
+    pub data_dirs: Vec<(ProjectName, BranchSlug, ServiceName)>,
+    /// Work directories of builds.
+    pub work_dirs: Vec<BuildId>,
+    /// Log directories of builds.
+    pub log_dirs: Vec<BuildId>,
 }
 
 /// The listener of a port, as the kernel tells it.
@@ -134,6 +162,13 @@ pub struct HostError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+impl HostError {
+    /// An act that did not succeed, and why.
+    pub fn new(action: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { action: action.into(), source: source.into() }
+    }
+}
+
 /// What kennel can do to the machine that needs root: real in [`machine`], a stateful stand-in in [`fake`].
 #[async_trait::async_trait]
 pub trait Machine: Send + Sync + 'static {
@@ -153,9 +188,9 @@ pub trait Machine: Send + Sync + 'static {
     async fn unit_uid(&self, unit: &UnitName) -> Result<Option<u32>, HostError>;
     /// The last lines the unit wrote to the journal, oldest first.
     async fn journal_tail(&self, unit: &UnitName, lines: usize) -> Result<Vec<String>, HostError>;
-    /// Who listens on the port, on 127.0.0.1, any address, or their IPv6 like.
+    /// Who gets what is sent to the port on 127.0.0.1; when nobody does, who listens on it at another address.
     async fn listener(&self, port: Port) -> Result<Listener, HostError>;
-    /// Names of all units of kennel's own making that systemd or the unit directory knows: deployments and builds.
+    /// Names of all units of kennel's own making of which systemd knows or a file is left: deployments and builds.
     async fn own_units(&self) -> Result<Vec<UnitName>, HostError>;
 
     /// Points the site's link at the path, by rename.
@@ -177,7 +212,8 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Makes the work and log directories of a build, owned by the build user, with the job's description.
     async fn ensure_build_dirs(&self, build: BuildId, job: &BuildJob) -> Result<(), HostError>;
-    /// Starts one half of a build in its transient unit, unless it runs already.
+    /// Starts one half of a build in its transient unit, unless it runs already. What an earlier run
+    /// of that half reported is removed first.
     async fn start_build(&self, spec: &BuildUnitSpec) -> Result<(), HostError>;
     /// Returns once the unit does not run any more; at once when there is none. Tells how it ended, if systemd still knows.
     async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError>;
@@ -189,6 +225,13 @@ pub trait Machine: Send + Sync + 'static {
     async fn own_work_dirs(&self) -> Result<Vec<BuildId>, HostError>;
     /// Removes the work directory of a build. Its logs stay.
     async fn remove_work_dir(&self, build: BuildId) -> Result<(), HostError>;
+    /// Removes the logs of a build.
+    async fn remove_log_dir(&self, build: BuildId) -> Result<(), HostError>;
+
+    /// Removes for good what has lain in `trash/` for longer than this.
+    async fn empty_trash(&self, older_than: Duration) -> Result<(), HostError>;
+    /// Everything on the machine that bears kennel's own names.
+    async fn inventory(&self) -> Result<Inventory, HostError>;
 }
 
 /// What a build unit is to do: written by the daemon, read by `kennel build-worker`.

@@ -1,0 +1,350 @@
+//! The real machine: systemd over D-Bus, the Nix daemon, and files.
+//!
+//! **Invariant:** only units whose names kennel makes are started, stopped or removed ([`OwnUnit`]), and only
+//! files below the three directories of [`Layout`] are written.
+
+pub mod layout;
+pub mod render;
+
+mod files;
+mod journal;
+pub(super) mod proc;
+mod roots;
+mod systemd;
+mod upkeep;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nix::unistd::{Group, User};
+
+use self::layout::{Layout, OwnUnit, report_name};
+use self::render::build::{BuildLimits, build_unit};
+use self::render::env::env_file;
+use self::render::unit::{is_project_slice, unit_file};
+use self::systemd::Systemd;
+use super::{
+    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, SiteLink, UnitSpec, UnitState,
+};
+use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
+
+/// Why something could not be done.
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// The largest report a worker may leave.
+const REPORT_MAX_BYTES: u64 = 1 << 20;
+
+/// What the operator decides about the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// What outlives a reboot: `/var/lib/kennel`. It has to lie below `/var/lib`.
+    pub state_dir: PathBuf,
+    /// What does not: `/run/kennel`.
+    pub run_dir: PathBuf,
+    /// Where units of deployments are written: `/run/systemd/system`.
+    pub unit_dir: PathBuf,
+    /// The kennel binary, for `build-worker`.
+    pub exe: PathBuf,
+    /// The user builds run as: `kennel-build`.
+    pub build_user: String,
+    /// The group that may read build logs: `kennel`. Nobody else may when there is no such group.
+    pub log_group: String,
+    /// Variables of build units, such as the daemon's own `PATH`, so that the worker finds `nix` and `git`.
+    pub build_env: BTreeMap<String, String>,
+    /// How much memory one build may use.
+    pub memory_max_bytes: u64,
+    /// How many processes and threads one build may have.
+    pub tasks_max: u64,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        let path = std::env::var("PATH").ok().map(|path| ("PATH".to_owned(), path));
+        Self {
+            state_dir: "/var/lib/kennel".into(),
+            run_dir: "/run/kennel".into(),
+            unit_dir: "/run/systemd/system".into(),
+            exe: std::env::current_exe().unwrap_or_else(|_| "/usr/bin/kennel".into()),
+            build_user: "kennel-build".to_owned(),
+            log_group: "kennel".to_owned(),
+            build_env: path.into_iter().collect(),
+            memory_max_bytes: 4 << 30,
+            tasks_max: 1024,
+        }
+    }
+}
+
+/// This machine, as root sees it.
+#[derive(Debug)]
+pub struct SystemdMachine {
+    layout: Layout,
+    limits: BuildLimits,
+    build_ids: (u32, u32),
+    log_gid: Option<u32>,
+    systemd: Systemd,
+}
+
+impl SystemdMachine {
+    /// Connects to systemd and makes the base directories.
+    ///
+    /// # Errors
+    /// When a path of `config` cannot be used, there is no build user, or no system bus.
+    pub async fn connect(config: MachineConfig) -> Result<Self, HostError> {
+        let setting_up = |fault: Fault| HostError::new("set up this machine for kennel", fault);
+        let layout = Layout { state_dir: config.state_dir, run_dir: config.run_dir, unit_dir: config.unit_dir };
+        layout.check().map_err(|error| setting_up(error.into()))?;
+        let user = User::from_name(&config.build_user)
+            .map_err(|error| setting_up(error.into()))?
+            .ok_or_else(|| setting_up(format!("there is no user `{}` for builds", config.build_user).into()))?;
+        let group = Group::from_name(&config.log_group).map_err(|error| setting_up(error.into()))?;
+        let limits = BuildLimits {
+            exe: config.exe,
+            user: config.build_user,
+            env: config.build_env,
+            memory_max_bytes: config.memory_max_bytes,
+            tasks_max: config.tasks_max,
+        };
+        let log_gid = group.map(|group| group.gid.as_raw());
+        ensure_base_dirs(&layout, log_gid).map_err(|error| setting_up(error.into()))?;
+        let systemd = Systemd::connect().await.map_err(setting_up)?;
+        let build_ids = (user.uid.as_raw(), user.gid.as_raw());
+        Ok(Self { layout, limits, build_ids, log_gid, systemd })
+    }
+}
+
+fn ensure_base_dirs(layout: &Layout, log_gid: Option<u32>) -> io::Result<()> {
+    files::ensure_dir(&layout.unit_dir, 0o755)?;
+    files::ensure_dir(&layout.run_dir, 0o755)?;
+    files::ensure_dir(&layout.secrets_dir(), 0o700)?;
+    files::ensure_dir(&layout.state_dir, 0o755)?;
+    files::ensure_dir(&layout.sites_dir(), 0o755)?;
+    files::ensure_dir(&layout.gc_roots_dir(), 0o755)?;
+    files::ensure_dir(&layout.work_dirs(), 0o700)?;
+    files::ensure_dir(&layout.log_dirs(), 0o750)?;
+    chown(layout.log_dirs(), Some(0), log_gid)
+}
+
+/// Does blocking work aside, and says what was tried when it fails.
+async fn blocking<T: Send + 'static>(
+    action: impl FnOnce() -> String,
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, HostError> {
+    let done = match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => Err(panicked.into()),
+    };
+    done.map_err(|fault| HostError::new(action(), fault))
+}
+
+/// What a program that ended badly has to say for itself.
+fn ended(program: &str, output: &std::process::Output) -> Fault {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.trim().lines().next_back().unwrap_or("it said nothing");
+    let last: String = last.chars().take(500).collect();
+    format!("`{program}` ended with {}: {last}", output.status).into()
+}
+
+/// What the name stands for; other people's units are none of our business.
+fn own(unit: &UnitName) -> Result<OwnUnit, Fault> {
+    OwnUnit::of(unit).ok_or_else(|| format!("`{unit}` is not a unit of kennel's").into())
+}
+
+#[async_trait]
+impl Machine for SystemdMachine {
+    async fn ensure_env_file(&self, spec: &UnitSpec) -> Result<(), HostError> {
+        let path = self.layout.env_file(&spec.unit());
+        let text = env_file(&spec.env);
+        blocking(
+            || format!("write the environment of `{}`", spec.unit()),
+            move || Ok(files::replace_durably(&path, text?.as_bytes(), 0o400)?),
+        )
+        .await
+    }
+
+    async fn ensure_unit(&self, spec: &UnitSpec) -> Result<(), HostError> {
+        let path = self.layout.unit_file(&spec.unit());
+        let text = unit_file(&self.layout, spec);
+        let work = move || {
+            let text = text?;
+            // Written again, systemd would take it for a newer version and want a reload.
+            if files::holds(&path, text.as_bytes()) {
+                return Ok(());
+            }
+            Ok(files::replace_durably(&path, text.as_bytes(), 0o644)?)
+        };
+        blocking(|| format!("write the unit `{}`", spec.unit()), work).await
+    }
+
+    async fn start_unit(&self, unit: &UnitName) -> Result<(), HostError> {
+        let start = async { self.systemd.start(own(unit).map(|_| unit)?).await };
+        start.await.map_err(|fault| HostError::new(format!("start the unit `{unit}`"), fault))
+    }
+
+    async fn stop_unit(&self, unit: &UnitName) -> Result<(), HostError> {
+        let stop = async { self.systemd.stop(own(unit).map(|_| unit)?).await };
+        stop.await.map_err(|fault| HostError::new(format!("stop the unit `{unit}`"), fault))
+    }
+
+    async fn remove_unit(&self, unit: &UnitName) -> Result<(), HostError> {
+        let action = || format!("remove the unit `{unit}`");
+        own(unit).map_err(|fault| HostError::new(action(), fault))?;
+        let paths = [self.layout.unit_file(unit), self.layout.env_file(unit)];
+        blocking(action, move || Ok(paths.iter().try_for_each(|path| files::remove(path))?)).await?;
+        let forget = async {
+            // Only now, so that what systemd finds when it looks again is nothing.
+            self.systemd.forget(unit).await?;
+            self.systemd.stop_empty_slices(is_project_slice).await
+        };
+        forget.await.map_err(|fault| HostError::new(action(), fault))
+    }
+
+    async fn unit_state(&self, unit: &UnitName) -> Result<UnitState, HostError> {
+        let state = self.systemd.state(unit).await;
+        match state.map_err(|fault| HostError::new(format!("read the state of `{unit}`"), fault))? {
+            // systemd forgets a unit that ended well; the file is still there to be started.
+            UnitState::Absent if own(unit).is_ok() && self.layout.unit_file(unit).exists() => {
+                Ok(UnitState::Dead { result: "success".to_owned() })
+            }
+            state => Ok(state),
+        }
+    }
+
+    async fn unit_uid(&self, unit: &UnitName) -> Result<Option<u32>, HostError> {
+        match self.unit_state(unit).await? {
+            UnitState::Active { pid } => Ok(proc::uid_of(pid)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn journal_tail(&self, unit: &UnitName, lines: usize) -> Result<Vec<String>, HostError> {
+        let tail = journal::tail(unit, lines).await;
+        tail.map_err(|fault| HostError::new(format!("read the journal of `{unit}`"), fault))
+    }
+
+    async fn listener(&self, port: Port) -> Result<Listener, HostError> {
+        blocking(|| format!("look for listeners on port {port}"), move || Ok(proc::listener(port)?)).await
+    }
+
+    async fn own_units(&self) -> Result<Vec<UnitName>, HostError> {
+        let listed = self.systemd.list(&["kennel-*@*.service", "kennel-fetch-*.service", "kennel-build-*.service"]);
+        let listed = listed.await.map_err(|fault| HostError::new("list kennel's units", fault))?;
+        let layout = self.layout.clone();
+        let files = move || Ok(upkeep::units_with_files(&layout)?);
+        let mut units = blocking(|| "list kennel's unit files".to_owned(), files).await?;
+        let listed = listed.iter().filter_map(|name| name.parse().ok());
+        units.extend(listed.filter(|unit| OwnUnit::of(unit).is_some()));
+        Ok(units.into_iter().collect())
+    }
+
+    async fn ensure_site_link(&self, link: &SiteLink, to: &StorePath) -> Result<(), HostError> {
+        let (path, target) = (self.layout.site_link(link), PathBuf::from(to.as_str()));
+        let action = || format!("link the site {} of {} ({})", link.site, link.project, link.slug);
+        blocking(action, move || Ok(upkeep::link_site(&path, &target)?)).await
+    }
+
+    async fn remove_site_link(&self, link: &SiteLink) -> Result<(), HostError> {
+        let (path, top) = (self.layout.site_link(link), self.layout.sites_dir());
+        let work = move || Ok(files::remove(&path).and_then(|()| files::remove_empty_parents(&path, &top))?);
+        blocking(|| format!("unlink the site {} of {} ({})", link.site, link.project, link.slug), work).await
+    }
+
+    async fn remove_data_dir(
+        &self,
+        project: &ProjectName,
+        slug: &BranchSlug,
+        service: &ServiceName,
+    ) -> Result<(), HostError> {
+        let action = || format!("remove the data of {service} of {project} ({slug})");
+        let (layout, names) = (self.layout.clone(), (project.clone(), slug.clone(), service.clone()));
+        blocking(action, move || Ok(upkeep::trash_data_dir(&layout, &names.0, &names.1, &names.2)?)).await
+    }
+
+    async fn ensure_gc_root(&self, build: BuildId, name: &ServiceName, path: &StorePath) -> Result<(), HostError> {
+        let made = roots::ensure(&self.layout.gc_root(build, name), path).await;
+        made.map_err(|fault| HostError::new(format!("keep `{path}` for {name} of build {build}"), fault))
+    }
+
+    async fn remove_gc_root(&self, build: BuildId, name: &ServiceName) -> Result<(), HostError> {
+        let root = self.layout.gc_root(build, name);
+        blocking(|| format!("let go of {name} of build {build}"), move || Ok(files::remove(&root)?)).await
+    }
+
+    async fn ensure_build_dirs(&self, build: BuildId, job: &BuildJob) -> Result<(), HostError> {
+        let job = serde_json::to_vec_pretty(job);
+        let (work_dir, log_dir) = (self.layout.work_dir(build), self.layout.log_dir(build));
+        let ((uid, gid), log_gid) = (self.build_ids, self.log_gid);
+        let work = move || {
+            let job = job?;
+            files::ensure_dir(&log_dir, 0o750)?;
+            chown(&log_dir, Some(uid), Some(log_gid.unwrap_or(gid)))?;
+            files::ensure_dir(&work_dir, 0o700)?;
+            // Before it is the build user's, so that it is never without.
+            files::replace(&work_dir.join("job.json"), &job, 0o444)?;
+            Ok(chown(&work_dir, Some(uid), Some(gid))?)
+        };
+        blocking(|| format!("make the directories of build {build}"), work).await
+    }
+
+    async fn start_build(&self, spec: &BuildUnitSpec) -> Result<(), HostError> {
+        let unit = spec.unit();
+        let action = || format!("start the unit `{unit}`");
+        if !matches!(self.unit_state(&unit).await?, UnitState::Dead { .. } | UnitState::Absent) {
+            return Ok(());
+        }
+        let properties = build_unit(&self.layout, &self.limits, spec);
+        let properties = properties.map_err(|error| HostError::new(action(), error))?;
+        let report = self.layout.work_dir(spec.build).join(report_name(spec.phase));
+        blocking(action, move || Ok(files::remove(&report)?)).await?;
+        let started = self.systemd.start_transient(&unit, properties).await;
+        started.map_err(|fault| HostError::new(action(), fault))
+    }
+
+    async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError> {
+        let ended = self.systemd.wait(unit).await;
+        ended.map_err(|fault| HostError::new(format!("wait for the unit `{unit}`"), fault))
+    }
+
+    async fn build_report(&self, build: BuildId, phase: BuildPhase) -> Result<Option<Vec<u8>>, HostError> {
+        let (dir, name) = (self.layout.work_dir(build), report_name(phase));
+        let read = move || Ok(files::read_bounded(&dir, name, REPORT_MAX_BYTES)?);
+        blocking(|| format!("read `{name}` of build {build}"), read).await
+    }
+
+    async fn build_output(&self, build: BuildId, name: &ServiceName) -> Result<StorePath, HostError> {
+        let (dir, link) = (self.layout.work_dir(build), name.clone());
+        let read = move || upkeep::read_output(&dir, link.as_str());
+        blocking(|| format!("find what build {build} made of {name}"), read).await
+    }
+
+    async fn remove_work_dir(&self, build: BuildId) -> Result<(), HostError> {
+        let dir = self.layout.work_dir(build);
+        blocking(|| format!("remove the work directory of build {build}"), move || Ok(files::remove_tree(&dir)?)).await
+    }
+
+    async fn own_work_dirs(&self) -> Result<Vec<BuildId>, HostError> {
+        let layout = self.layout.clone();
+        blocking(|| "list the work directories of builds".to_owned(), move || Ok(upkeep::work_dirs(&layout)?)).await
+    }
+
+    async fn remove_log_dir(&self, build: BuildId) -> Result<(), HostError> {
+        let dir = self.layout.log_dir(build);
+        blocking(|| format!("remove the logs of build {build}"), move || Ok(files::remove_tree(&dir)?)).await
+    }
+
+    async fn empty_trash(&self, older_than: Duration) -> Result<(), HostError> {
+        let layout = self.layout.clone();
+        blocking(|| "empty the trash".to_owned(), move || Ok(upkeep::empty_trash(&layout, older_than)?)).await
+    }
+
+    async fn inventory(&self) -> Result<Inventory, HostError> {
+        let units = self.own_units().await?;
+        let layout = self.layout.clone();
+        let look = move || Ok(upkeep::inventory(&layout)?);
+        let found = blocking(|| "look through kennel's directories".to_owned(), look).await?;
+        Ok(Inventory { units, ..found })
+    }
+}

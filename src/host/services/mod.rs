@@ -1,0 +1,3 @@
+//! Servers that kennel talks to on behalf of a deployment.
+
+pub mod probe;
