@@ -12,18 +12,24 @@
 //! | Layer | Modules |
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state |
-//! | 1 | `config` TOML to checked types · [`wake`] bells · `telemetry` tracing and error chains |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains |
 //! | 2 | `store` all SQL · [`host`] this machine |
 //! | 3 | `router` requests to upstreams |
-//! | 4 | `webhook` · `builder` · `deployer` · `api`: the stages, which do not know each other |
+//! | 4 | [`webhook`] · `builder` · `deployer` · `api`: the stages, which do not know each other |
 //! | 5 | `reconciler` rows against machine |
 //! | 6 | `daemon` everything, started and stopped in order |
-//! | 7 | `cli` one file per command |
+//! | 7 | [`cli`] one file per command |
 
 pub mod model;
 
+pub mod config;
+pub mod telemetry;
 pub mod wake;
 
 pub mod store;
 
 pub mod host;
+
+pub mod webhook;
+
+pub mod cli;

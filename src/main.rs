@@ -1,3 +1,7 @@
 //! The `kennel` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kennel::cli::run(std::env::args_os())
+}

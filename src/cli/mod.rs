@@ -1,0 +1,111 @@
+//! The command line: one file per command.
+//!
+//! stdout is data and stderr is talk. An exit code tells the truth: 0 done, 1 not done, 64 asked for wrongly
+//! (`EX_USAGE` of `sysexits.h(3)`), which includes a file that does not pass its check.
+
+mod check;
+mod check_config;
+mod table;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The exit code of misuse, and of a file with faults.
+const MISUSE: u8 = 64;
+
+/// What can be asked for.
+#[derive(Debug, Parser)]
+#[command(name = "kennel", version, about, max_term_width = 100, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Arguments),
+    CheckConfig(check_config::Arguments),
+}
+
+/// What a command has to say in the end.
+struct Answer {
+    stdout: String,
+    stderr: String,
+    code: u8,
+}
+
+/// Does what the arguments ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let answer = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => match arguments.command {
+            Command::Check(arguments) => check::run(&arguments),
+            Command::CheckConfig(arguments) => check_config::run(&arguments),
+        },
+        Err(err) => {
+            // clap knows whether this is help that was asked for, and whether a terminal can show colours.
+            let code = if err.use_stderr() { MISUSE } else { 0 };
+            let _ = err.print();
+            return ExitCode::from(code);
+        }
+    };
+    // A reader that has gone away, such as `head`, is no failure of the command's.
+    let _ = std::io::stdout().write_all(answer.stdout.as_bytes());
+    let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
+    ExitCode::from(answer.code)
+}
+
+impl Answer {
+    fn json(value: &serde_json::Value, code: u8) -> Self {
+        Self { stdout: format!("{value:#}\n"), stderr: String::new(), code }
+    }
+
+    /// All faults of a file: as data when data was asked for.
+    fn faults(file: &std::path::Path, faults: &crate::config::Faults, output: Output) -> Self {
+        match output {
+            Output::Json => Self::json(&serde_json::json!({ "ok": false, "faults": faults }), MISUSE),
+            Output::Text => {
+                let mut stderr = String::new();
+                for fault in faults.as_slice() {
+                    // A fault of the file as a whole names it already.
+                    let names_file = fault.line.is_none() && file.ends_with(&fault.key) && !fault.key.is_empty();
+                    let prefix = if names_file { String::new() } else { format!("{}: ", file.display()) };
+                    stderr.push_str(&format!("{prefix}{fault}\n"));
+                }
+                let count = faults.as_slice().len();
+                stderr.push_str(&format!("{count} fault{} found\n", if count == 1 { "" } else { "s" }));
+                Self { stdout: String::new(), stderr, code: MISUSE }
+            }
+        }
+    }
+}
+
+/// How an answer is written.
+#[derive(Debug, Clone, Copy)]
+enum Output {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+}
+
+/// The option every command that scripts read has.
+#[derive(Debug, clap::Args)]
+struct OutputArguments {
+    /// Print JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+impl OutputArguments {
+    fn output(&self) -> Output {
+        if self.json { Output::Json } else { Output::Text }
+    }
+}
+
+/// Notes for people, one a line.
+fn notes(notices: &[String]) -> String {
+    notices.iter().map(|notice| format!("note: {notice}\n")).collect()
+}

@@ -1,0 +1,160 @@
+//! The daemon's file, section by section; its projects are read by `served`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::served;
+use super::table::{Item, Table};
+use super::words::quoted;
+use super::{
+    AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, RouterConfig, SystemdConfig,
+};
+use crate::model::{HostName, ProjectName};
+
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// Reads the whole file.
+pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
+    let base_domain = root.required("base_domain").and_then(Item::parse::<HostName>);
+    let control_domain = root.maybe("control_domain", Item::parse::<HostName>);
+    let state_dir = root.or("state_dir", PathBuf::from("/var/lib/kennel"), Item::path);
+    let prune_projects = root.or("prune_projects", false, Item::boolean);
+    let api = root.section("api").and_then(api);
+    let router = root.section("router").and_then(router);
+    let builder = root.section("builder").and_then(builder);
+    let systemd = root.section("systemd").and_then(systemd);
+    let projects = root.take("projects");
+    let projects = projects.map_or(Some(BTreeMap::new()), |item| served::projects(item, base_domain.as_ref()));
+    let valkey = root.maybe("valkey", database);
+    let postgres = root.maybe("postgres", database);
+    let acme = root.maybe("acme", acme);
+    let dns = root.maybe("dns", dns);
+    if let (Some(base), Some(Some(control)), Some(projects)) = (&base_domain, &control_domain, &projects) {
+        check_control_domain(root, base, control, projects.keys());
+    }
+    Some(Config {
+        base_domain: base_domain?,
+        control_domain: control_domain?,
+        state_dir: state_dir?,
+        prune_projects: prune_projects?,
+        api: api?,
+        router: router?,
+        builder: builder?,
+        systemd: systemd?,
+        projects: projects?,
+        valkey: valkey?,
+        postgres: postgres?,
+        acme: acme?,
+        dns: dns?,
+    })
+}
+
+/// The control domain must not be one that a project's service could be given.
+fn check_control_domain<'p>(
+    root: &Table<'_, '_>,
+    base: &HostName,
+    control: &HostName,
+    mut projects: impl Iterator<Item = &'p ProjectName>,
+) {
+    let owner = projects.find(|project| control.as_str().ends_with(&format!(".{project}.{base}")));
+    if let Some(project) = owner {
+        let problem = format!("\"{control}\" lies among the hostnames of project `{project}`");
+        root.fault("control_domain", problem, Some(format!("choose another, such as \"kennel.{base}\"")));
+    }
+}
+
+fn api(mut table: Table<'_, '_>) -> Option<ApiConfig> {
+    let listen = table.or("listen", SocketAddr::from(([127, 0, 0, 1], 3000)), address);
+    let token_file = table.maybe("token_file", Item::path);
+    if let (Some(listen), Some(None)) = (listen, &token_file)
+        && !listen.ip().is_loopback()
+    {
+        let problem = format!("is missing, and needed: `listen` is {listen}, which can be reached from outside");
+        table.fault("token_file", problem, Some("listen on 127.0.0.1, or name a token's file".to_owned()));
+    }
+    Some(ApiConfig { listen: listen?, token_file: token_file? })
+}
+
+fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
+    let http = table.or("http", SocketAddr::from(([0, 0, 0, 0], 80)), address);
+    let https = table.maybe("https", address);
+    if let (Some(http), Some(Some(https))) = (http, https)
+        && http == https
+        && http.port() != 0
+    {
+        table.fault("https", format!("is {https}, where `http` listens already"), None);
+    }
+    Some(RouterConfig { http: http?, https: https? })
+}
+
+fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
+    let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| usize::try_from(n).ok());
+    let hours = |n: u64| Duration::from_secs(n * 3_600);
+    let max_concurrent_builds = table.or("max_concurrent_builds", 2, count);
+    let max_parallel = table.or("max_parallel", 2, count);
+    let timeout = table.or("timeout", hours(1), |item| item.duration(Duration::from_secs(1)..=hours(24)));
+    let log_limit_bytes = table.or("log_limit_bytes", 16 << 20, |item| item.integer(64 << 10..=1 << 30));
+    Some(BuilderConfig {
+        max_concurrent_builds: max_concurrent_builds?,
+        max_parallel: max_parallel?,
+        timeout: timeout?,
+        log_limit_bytes: log_limit_bytes?,
+    })
+}
+
+fn systemd(mut table: Table<'_, '_>) -> Option<SystemdConfig> {
+    let unit_dir = table.or("unit_dir", PathBuf::from("/run/systemd/system"), Item::path);
+    Some(SystemdConfig { unit_dir: unit_dir? })
+}
+
+fn database(item: Item<'_, '_>) -> Option<DatabaseConfig> {
+    let mut table = item.table()?;
+    let url_file = table.required("url_file").and_then(Item::path);
+    Some(DatabaseConfig { url_file: url_file? })
+}
+
+fn acme(item: Item<'_, '_>) -> Option<AcmeConfig> {
+    let mut table = item.table()?;
+    let email = table.required("email").and_then(email);
+    let directory = table.or("directory", LETS_ENCRYPT.to_owned(), directory);
+    let ca_file = table.maybe("ca_file", Item::path);
+    Some(AcmeConfig { email: email?, directory: directory?, ca_file: ca_file? })
+}
+
+fn dns(item: Item<'_, '_>) -> Option<DnsConfig> {
+    let mut table = item.table()?;
+    let provider = table.required("provider").and_then(|item| item.one_of(&[("cloudflare", DnsProvider::Cloudflare)]));
+    let token_file = table.required("token_file").and_then(Item::path);
+    Some(DnsConfig { provider: provider?, token_file: token_file? })
+}
+
+fn address(item: Item<'_, '_>) -> Option<SocketAddr> {
+    let text = item.text()?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => item.fault(
+            format!("{} is not an address and port", quoted(text)),
+            Some("write it like \"127.0.0.1:3000\", \"0.0.0.0:80\" or \"[::]:80\""),
+        ),
+    }
+}
+
+fn email(item: Item<'_, '_>) -> Option<String> {
+    let text = item.text()?;
+    let clean = text.len() <= 254 && text.bytes().all(|b| b.is_ascii_graphic());
+    match text.split_once('@') {
+        Some((user, host)) if clean && !user.is_empty() && host.parse::<HostName>().is_ok() => Some(text.to_owned()),
+        _ => item.fault(format!("{} is not an e-mail address", quoted(text)), None),
+    }
+}
+
+fn directory(item: Item<'_, '_>) -> Option<String> {
+    let text = item.text()?;
+    let uri = text.parse::<http::Uri>().ok();
+    if uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some()) {
+        return Some(text.to_owned());
+    }
+    item.fault(format!("{} is not an https URL", quoted(text)), None)
+}

@@ -1,0 +1,190 @@
+//! Turns TOML into checked types, and reports everything that is wrong with a file at once.
+//!
+//! The daemon's own file is a [`Config`]; a repository's kennel.toml is read by [`project`]. Unknown keys are faults
+//! that name the key and its line.
+//!
+//! **Invariant:** checking a file opens nothing else: no secret, no network, no path it names.
+
+pub mod project;
+
+mod daemon;
+mod fault;
+mod pattern;
+mod secret;
+mod served;
+mod table;
+mod variable;
+mod words;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use fault::{Fault, Faults};
+pub use pattern::{BranchPattern, HostPattern};
+pub use secret::{SecretError, WebhookSecretError, read_secret, read_webhook_secret};
+pub use served::{Forks, GitAccess, ProjectConfig, RepoType};
+
+use crate::model::{HostName, ProjectName};
+
+/// Where the daemon's file lies unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/kennel/config.toml";
+/// The largest daemon's file, in bytes.
+const SIZE_MAX: usize = 4 * 1024 * 1024;
+
+/// The daemon's file, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What every hostname ends in: `<service>-<branch>.<project>.<base_domain>`.
+    pub base_domain: HostName,
+    /// Where the router serves `/webhook/<project>` and the API, if anywhere.
+    pub control_domain: Option<HostName>,
+    /// Where everything lies that must outlive a reboot. Default: `/var/lib/kennel`.
+    pub state_dir: PathBuf,
+    /// Whether a project that leaves this file is torn down, rather than served on. Default: no.
+    pub prune_projects: bool,
+    /// The operator's API.
+    pub api: ApiConfig,
+    /// The reverse proxy.
+    pub router: RouterConfig,
+    /// Builds.
+    pub builder: BuilderConfig,
+    /// What systemd is told.
+    pub systemd: SystemdConfig,
+    /// The projects, by name.
+    pub projects: BTreeMap<ProjectName, ProjectConfig>,
+    /// The Valkey server of preview databases.
+    pub valkey: Option<DatabaseConfig>,
+    /// The PostgreSQL server of preview databases.
+    pub postgres: Option<DatabaseConfig>,
+    /// Where certificates come from.
+    pub acme: Option<AcmeConfig>,
+    /// Where DNS records are made.
+    pub dns: Option<DnsConfig>,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiConfig {
+    /// Where it listens over TCP. Default: `127.0.0.1:3000`.
+    pub listen: SocketAddr,
+    /// The bearer token's file; must be there when `listen` can be reached from outside.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[router]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// Where it listens for HTTP. Default: `0.0.0.0:80`.
+    pub http: SocketAddr,
+    /// Where it listens for HTTPS, if anywhere.
+    pub https: Option<SocketAddr>,
+}
+
+/// `[builder]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuilderConfig {
+    /// How many builds run at once: 1 to 64. Default: 2.
+    pub max_concurrent_builds: usize,
+    /// How many services and sites of one build are built side by side: 1 to 64. Default: 2.
+    pub max_parallel: usize,
+    /// The limit of one build: 1 s to 24 h. Default: 1 h.
+    pub timeout: Duration,
+    /// The limit of one log file, in bytes: 64 KiB to 1 GiB. Default: 16 MiB.
+    pub log_limit_bytes: u64,
+}
+
+/// `[systemd]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemdConfig {
+    /// Where unit files are written. Default: `/run/systemd/system`.
+    pub unit_dir: PathBuf,
+}
+
+/// `[valkey]` or `[postgres]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseConfig {
+    /// The file that holds the administrator's URL.
+    pub url_file: PathBuf,
+}
+
+/// `[acme]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeConfig {
+    /// Whom the CA may write to.
+    pub email: String,
+    /// The CA's directory. Default: that of Let's Encrypt.
+    pub directory: String,
+    /// The root certificate of a CA of one's own.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[dns]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Who serves the zone.
+    pub provider: DnsProvider,
+    /// The file of the token that may change it.
+    pub token_file: PathBuf,
+}
+
+/// A DNS service kennel can talk to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsProvider {
+    /// Cloudflare.
+    Cloudflare,
+}
+
+/// Reads and checks the daemon's file. Blocks.
+///
+/// # Errors
+/// When it cannot be read, or anything in it is wrong.
+pub fn load(path: &Path) -> Result<Config, Faults> {
+    let whole = |problem: String| Faults::from(Fault { key: path.display().to_string(), ..Fault::whole(problem) });
+    let unreadable = |err: std::io::Error| match err.kind() {
+        std::io::ErrorKind::NotFound => whole("is missing".to_owned()),
+        _ => whole(format!("cannot be read: {err}")),
+    };
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(SIZE_MAX as u64 + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() > SIZE_MAX {
+        return Err(whole("is larger than 4 MB".to_owned()));
+    }
+    parse(str::from_utf8(&content).map_err(|_| whole("is not valid UTF-8".to_owned()))?)
+}
+
+/// Checks the text of the daemon's file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str) -> Result<Config, Faults> {
+    table::Document::read(text, daemon::config)
+}
+
+impl Config {
+    /// What the file asks for that this version of kennel accepts and does not yet act on.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut note = |key: String, given: bool| {
+            if given {
+                keys.push(format!("`{key}` is checked, but this version of kennel does not act on it yet"));
+            }
+        };
+        note("router.https".to_owned(), self.router.https.is_some());
+        note("valkey".to_owned(), self.valkey.is_some());
+        note("postgres".to_owned(), self.postgres.is_some());
+        note("acme".to_owned(), self.acme.is_some());
+        note("dns".to_owned(), self.dns.is_some());
+        for (name, project) in &self.projects {
+            note(format!("projects.{name}.secrets"), !project.secrets.is_empty());
+        }
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! The daemon's file.
+
+use std::time::Duration;
+
+use rstest::rstest;
+
+use super::{DAEMON, MANIFEST};
+use crate::config::*;
+use crate::model::{BranchRef, Environment};
+
+/// The faults of a daemon's file with a project `p` and `lines` below its own.
+fn project_faults(lines: &str) -> String {
+    let text = format!(
+        "base_domain = \"example.com\"\n[projects.p]\nrepo_type = \"github\"\nwebhook_secret_file = \"/s\"\n{lines}\n"
+    );
+    parse(&text).map_or_else(|faults| faults.to_string(), |_| String::new())
+}
+
+fn head(name: &str) -> BranchRef {
+    BranchRef::head(name).unwrap()
+}
+
+#[test]
+fn the_daemons_file_of_the_design_is_read_whole() {
+    let config = parse(DAEMON).unwrap();
+    assert_eq!(config.base_domain.as_str(), "example.com");
+    assert_eq!(config.control_domain.as_ref().unwrap().as_str(), "kennel.example.com");
+    assert_eq!(config.builder.max_concurrent_builds, 3);
+    assert_eq!(config.builder.timeout, Duration::from_secs(5_400));
+    assert_eq!(config.router.https.unwrap().port(), 443);
+    let project = &config.projects[&"myproject".parse().unwrap()];
+    assert_eq!(project.repo_type, RepoType::Forgejo);
+    assert_eq!(project.git_access, GitAccess::Token { token_file: "/run/secrets/myproject-git".into() });
+    assert_eq!(project.forks, Forks::Deny);
+    let jwt = PathBuf::from("/run/secrets/myproject-jwt");
+    assert_eq!(project.secret(Environment::Prod, "JWT_SECRET"), Some(&jwt));
+    assert_eq!(project.secret(Environment::Dev, "JWT_SECRET"), None);
+    assert!(project.may_claim(&"shop.example.org".parse().unwrap()));
+    assert!(!project.may_claim(&"example.net".parse().unwrap()));
+}
+
+#[test]
+fn all_but_the_base_domain_has_a_default() {
+    let config = parse("base_domain = \"localhost\"").unwrap();
+    assert_eq!(config.state_dir, PathBuf::from("/var/lib/kennel"));
+    assert_eq!(config.systemd.unit_dir, PathBuf::from("/run/systemd/system"));
+    assert_eq!(config.api.listen.to_string(), "127.0.0.1:3000");
+    assert_eq!(config.router, RouterConfig { http: "0.0.0.0:80".parse().unwrap(), https: None });
+    assert_eq!(config.builder.max_concurrent_builds, 2);
+    assert_eq!(config.builder.timeout, Duration::from_secs(3_600));
+    assert!(config.projects.is_empty() && !config.prune_projects);
+    assert_eq!(config.notices(), Vec::<String>::new());
+}
+
+#[test]
+fn a_project_needs_three_keys_and_has_careful_defaults() {
+    let config = parse(
+        "base_domain = \"a.b\"\n[projects.p]\nrepo_url = \"https://h/r\"\nrepo_type = \"gitea\"\nwebhook_secret_file = \"/s\"",
+    )
+    .unwrap();
+    let project = &config.projects[&"p".parse().unwrap()];
+    assert_eq!((project.repo_type, project.default_branch.as_str()), (RepoType::Forgejo, "main"));
+    assert_eq!((project.forks, project.allow_ifd), (Forks::Deny, false));
+    assert_eq!(project.git_access, GitAccess::Public);
+    assert_eq!(project.allowed_uris, ["github:", "https://"]);
+    assert!(project.wants(&head("anything/at-all")));
+    assert!(project.wants(&BranchRef::pull(7.try_into().unwrap())));
+    assert_eq!(project.environment(&head("main")), Environment::Prod);
+}
+
+#[test]
+fn a_project_wants_what_its_patterns_name() {
+    let config = parse(DAEMON).unwrap();
+    let mut project = config.projects[&"myproject".parse().unwrap()].clone();
+    assert!(project.wants(&head("main")));
+    assert!(project.wants(&head("release/1.0")));
+    assert!(!project.wants(&head("feature/x")));
+    // A branch that merely looks like a pull request is a branch.
+    assert!(!project.wants(&head("pull/7")));
+    assert!(project.wants(&BranchRef::pull(7.try_into().unwrap())));
+    project.pull_requests = false;
+    assert!(!project.wants(&BranchRef::pull(7.try_into().unwrap())));
+    project.branches = Some(Vec::new());
+    assert!(!project.wants(&head("main")));
+}
+
+#[test]
+fn every_fault_of_a_file_is_reported_at_once() {
+    let faults = parse(
+        r#"base_domain = "Example.com"
+state_dir = "kennel"
+colour = "red"
+
+[router]
+htpps = "0.0.0.0:443"
+
+[builder]
+timeout = "1 hour"
+max_concurrent_builds = 0
+
+[projects.My_Project]
+repo_url = "https://me:hunter2@h/r"
+repo_type = "gitlab"
+webhook_secret_file = "hunter2"
+branches = ["main", "a b", 3]
+[projects.My_Project.secrets.prod]
+KEY = "hunter2"
+[projects.My_Project.secrets.production]
+"#,
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(faults, @r#"
+    line 1: `base_domain`: host name "Example.com" may hold only `a` to `z`, `0` to `9`, `-` and `.`
+    line 2: `state_dir`: is not an absolute path: it does not begin with `/`
+    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
+    line 6: `router.htpps`: unknown key; did you mean `https`?
+    line 9: `builder.timeout`: "1 hour" is not a time; write it like "1h", "30m" or "90s"
+    line 10: `builder.max_concurrent_builds`: 0 is not between 1 and 64
+    line 12: `projects.My_Project`: is not a name: it may hold only `a` to `z`, `0` to `9` and `-`; rename it, such as `my-project`
+    line 13: `projects.My_Project.repo_url`: holds a user or password; put it into a file, and name that with `git_token_file`
+    line 14: `projects.My_Project.repo_type`: "gitlab" is not one of `github`, `forgejo`, `gitea`
+    line 15: `projects.My_Project.webhook_secret_file`: is not an absolute path: it does not begin with `/`; secrets are paths, never values
+    line 16: `projects.My_Project.branches[1]`: "a b" is not a branch pattern: it holds a space or one of `~^:?*[\`
+    line 16: `projects.My_Project.branches[2]`: must be a string, not an integer
+    line 18: `projects.My_Project.secrets.prod.KEY`: must name a file: secrets are paths, never values; write { file = "/path" }
+    line 19: `projects.My_Project.secrets.production`: unknown key; known here: `prod`, `staging`, `dev`, `preview`
+    "#);
+    assert!(!faults.to_string().contains("hunter2"), "a fault must not repeat what may be a secret");
+}
+
+#[test]
+fn text_that_is_not_toml_is_reported_with_its_lines() {
+    let faults = parse("a = 1\na = 2\nb = \n[c\n").unwrap_err();
+    let lines = faults.as_slice().iter().map(|fault| fault.line).collect::<Vec<_>>();
+    assert_eq!(lines, [Some(2), Some(3), Some(4)], "{faults}");
+}
+
+#[rstest]
+#[case("https://forge.example.com/me/p.git", true)]
+#[case("http://127.0.0.1:8081/p.git", true)]
+#[case("https://[::1]:8081/p.git", true)]
+#[case("file:///srv/git/p.git", true)]
+#[case("", false)]
+#[case("forge.example.com/me/p", false)]
+#[case("/srv/git/p.git", false)]
+#[case("../p.git", false)]
+#[case("git://forge/p", false)]
+#[case("ext::sh -c id", false)]
+#[case("https://forge", false)]
+#[case("https:///p", false)]
+#[case("https://token@forge/p", false)]
+#[case("https://u:p@forge/p", false)]
+#[case("https://-oProxyCommand=id/p", false)]
+#[case("https://forge:99999/p", false)]
+#[case("https://forge/a b", false)]
+#[case("https://forge/a\\nb", false)]
+fn a_repository_is_named_by_a_plain_url(#[case] url: &str, #[case] good: bool) {
+    let faults = project_faults(&format!("repo_url = \"{url}\""));
+    assert_eq!(faults.is_empty(), good, "{faults}");
+}
+
+#[rstest]
+#[case("ssh://git@forge:2222/me/p.git", true)]
+#[case("git@forge.example.com:me/p.git", true)]
+#[case("ssh://forge/me/p.git", true)]
+#[case("ssh://-oProxyCommand=id/p", false)]
+#[case("-oProxyCommand=id@forge:p", false)]
+#[case("git@-oProxyCommand=id:p", false)]
+#[case("ssh://git:pw@forge/p", false)]
+fn an_ssh_url_cannot_smuggle_in_an_option(#[case] url: &str, #[case] good: bool) {
+    let lines = format!("repo_url = \"{url}\"\nssh_key_file = \"/k\"\nknown_hosts_file = \"/h\"");
+    let faults = project_faults(&lines);
+    assert_eq!(faults.is_empty(), good, "{faults}");
+}
+
+#[rstest]
+#[case("repo_url = \"git@h:p\"", "`projects.p.ssh_key_file`: is missing")]
+#[case("repo_url = \"git@h:p\"\nssh_key_file = \"/k\"", "`projects.p.known_hosts_file`: is missing")]
+#[case("repo_url = \"git@h:p\"\ngit_token_file = \"/t\"", "is of no use to an ssh URL")]
+#[case("repo_url = \"https://h/p\"\nssh_key_file = \"/k\"\nknown_hosts_file = \"/h\"", "not ssh")]
+#[case("repo_url = \"https://h/p\"\ngit_token_file = \"/t\"\nssh_key_file = \"/k\"", "is given beside")]
+#[case("repo_url = \"https://h/p\"\nknown_hosts_file = \"/h\"", "is given without")]
+#[case("repo_url = \"https://h/p\"\nallowed_uris = [\"path:/\"]", "this machine's files")]
+#[case("repo_url = \"https://h/p\"\nallowed_uris = [\"tarball+file:///\"]", "this machine's files")]
+#[case("repo_url = \"https://h/p\"\nallowed_uris = [\"https://a https://b\"]", "is not the beginning of a URL")]
+#[case("repo_url = \"https://h/p\"\nallowed_uris = [\"/etc\"]", "is not the beginning of a URL")]
+#[case("repo_url = \"https://h/p\"\ncustom_domains = [\"*.example.com\"]", "lies under `base_domain`")]
+#[case("repo_url = \"https://h/p\"\nforks = \"alow\"", "\"alow\" is not one of `deny`, `allow`")]
+#[case("repo_url = \"https://h/p\"\ndefault_branch = \"a b\"", "holds a space")]
+#[case("repo_url = \"https://h/p\"\n[projects.p.secrets.dev]\nPORT = { file = \"/p\" }", "kennel sets it")]
+#[case(
+    "repo_url = \"https://h/p\"\n[projects.p.secrets.dev]\nK = { path = \"/p\" }",
+    "`projects.p.secrets.dev.K.file`"
+)]
+fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str) {
+    let faults = project_faults(lines);
+    assert!(faults.contains(says), "{faults}");
+}
+
+#[rstest]
+#[case("base_domain = \"a.b\"\n[api]\nlisten = \"0.0.0.0:3000\"", "`api.token_file`: is missing, and needed")]
+#[case("base_domain = \"a.b\"\n[router]\nhttp = \"[::]:80\"\nhttps = \"[::]:80\"", "`http` listens already")]
+#[case(
+    "base_domain = \"a.b\"\ncontrol_domain = \"x.p.a.b\"\n[projects.p]\nrepo_url = \"https://h/p\"\nrepo_type = \"github\"\nwebhook_secret_file = \"/s\"",
+    "lies among the hostnames of project `p`"
+)]
+#[case("base_domain = \"a.b\"\n[acme]\nemail = \"ops\"\ndirectory = \"http://x\"", "is not an e-mail address")]
+#[case("base_domain = \"a.b\"\n[builder]\ntimeout = \"99d\"", "is not between 1 s and 86400 s")]
+#[case("base_domain = \"a.b\"\n[systemd]\nunit_dir = \"/run/../etc\"", "holds `..`")]
+#[case("base_domain = \"a.b\"\nprojects = 3", "`projects`: must be a table, not an integer")]
+fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &str) {
+    let faults = parse(text).unwrap_err().to_string();
+    assert!(faults.contains(says), "{faults}");
+}
+
+#[test]
+fn what_this_version_does_not_act_on_is_said() {
+    insta::assert_snapshot!(parse(DAEMON).unwrap().notices().join("\n"), @r#"
+    `router.https` is checked, but this version of kennel does not act on it yet
+    `valkey` is checked, but this version of kennel does not act on it yet
+    `postgres` is checked, but this version of kennel does not act on it yet
+    `acme` is checked, but this version of kennel does not act on it yet
+    `dns` is checked, but this version of kennel does not act on it yet
+    `projects.myproject.secrets` is checked, but this version of kennel does not act on it yet
+    "#);
+    insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
+    `services.api.preview_database` is checked, but this version of kennel does not act on it yet
+    `services.api.secrets` is checked, but this version of kennel does not act on it yet
+    `cachix` is checked, but this version of kennel does not push to it yet
+    "#);
+}
