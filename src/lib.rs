@@ -13,9 +13,9 @@
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state |
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains |
-//! | 2 | `store` all SQL · [`host`] this machine |
+//! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | `router` requests to upstreams |
-//! | 4 | [`webhook`] · `builder` · `deployer` · `api`: the stages, which do not know each other |
+//! | 4 | [`webhook`] · `builder` · `deployer` · [`api`]: the stages, which do not know each other |
 //! | 5 | `reconciler` rows against machine |
 //! | 6 | `daemon` everything, started and stopped in order |
 //! | 7 | [`cli`] one file per command |
@@ -31,6 +31,7 @@ pub mod store;
 
 pub mod router;
 
+pub mod api;
 pub mod webhook;
 
 pub mod builder;

@@ -9,6 +9,7 @@ mod allocations;
 mod builds;
 mod deliveries;
 mod deployments;
+mod operator;
 mod overview;
 mod routes;
 mod targets;
@@ -23,6 +24,7 @@ use sqlx::{Sqlite, Transaction};
 pub use builds::{Artifact, BuildOutcome, ClaimedBuild, NewArtifact};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims, EventOutcome, Switch};
+pub use operator::{KnownBranch, KnownCommit};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, ProjectView, Scope};
 pub use targets::{Target, Teardown, TeardownAsked};
 

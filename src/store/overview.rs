@@ -132,15 +132,26 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn list_builds(&self, project: Option<&ProjectName>, limit: u32) -> Result<Vec<BuildView>, StoreError> {
+    pub async fn list_builds(
+        &self,
+        project: Option<&ProjectName>,
+        scope: Scope,
+        limit: u32,
+    ) -> Result<Vec<BuildView>, StoreError> {
+        let (all, build) = scope.filter();
         let rows = sqlx::query_as!(
             BuildRow,
             r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
                b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
                b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
                from builds b join branches br on br.id = b.branch_id
-               where ?1 is null or br.project = ?1 order by b.id desc limit ?2"#,
+               where (?1 is null or br.project = ?1) and (?2 is null or b.id = ?2)
+                 and (?3 or b.state in ('queued', 'building')
+                      or (br.gone_at is null and b.id = (select max(n.id) from builds n where n.branch_id = br.id)))
+               order by b.id desc limit ?4"#,
             project,
+            build,
+            all,
             limit
         )
         .fetch_all(&self.readers)
@@ -184,7 +195,7 @@ impl Store {
         .map_err(during("list artifacts"))
     }
 
-    /// Deployments, newest first: all, or only those that have not ended and the newest of each target.
+    /// Deployments, newest first.
     ///
     /// # Errors
     /// When the database refuses.
@@ -194,7 +205,7 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<DeploymentView>, StoreError> {
-        let all = scope == Scope::All;
+        let (all, build) = scope.filter();
         let rows = sqlx::query_as!(
             DeploymentRow,
             r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
@@ -204,11 +215,12 @@ impl Store {
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
                join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
-               where (?1 is null or br.project = ?1)
-                 and (?2 or d.state in ('pending', 'starting', 'live', 'draining')
+               where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2)
+                 and (?3 or d.state in ('pending', 'starting', 'live', 'draining')
                       or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
-               order by d.id desc limit ?3"#,
+               order by d.id desc limit ?4"#,
             project,
+            build,
             all,
             limit
         )
@@ -300,13 +312,26 @@ impl Store {
     }
 }
 
-/// Which deployments to list.
+/// Which builds or deployments to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Every row.
     All,
-    /// Those that have not ended, and the newest of each target that is there.
+    /// Those that have not ended, and the newest of each branch or target that is there.
     Current,
+    /// One build, or its deployments.
+    OfBuild(BuildId),
+}
+
+impl Scope {
+    /// Whether rows of the past count too, and the one build that counts, if only one does.
+    fn filter(self) -> (bool, Option<BuildId>) {
+        match self {
+            Self::All => (true, None),
+            Self::Current => (false, None),
+            Self::OfBuild(build) => (true, Some(build)),
+        }
+    }
 }
 
 struct BuildRow {
