@@ -1,16 +1,31 @@
 //! The command line: one file per command.
 //!
 //! stdout is data and stderr is talk. An exit code tells the truth: 0 done, 1 not done, 64 asked for wrongly
-//! (`EX_USAGE` of `sysexits.h(3)`), which includes a file that does not pass its check.
+//! (`EX_USAGE` of `sysexits.h(3)`), which includes a file that does not pass its check; of what the daemon is asked for
+//! also 66 there is no such thing, 69 the daemon cannot be reached, 77 not allowed.
 
+mod ask;
+mod builds;
+mod cancel;
 mod check;
 mod check_config;
+mod client;
+mod deploy;
+mod failure;
+mod follow;
+mod logs;
+mod screen;
+mod status;
 mod table;
+mod teardown;
+mod words;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// The exit code of misuse, and of a file with faults.
@@ -22,10 +37,16 @@ const MISUSE: u8 = 64;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+
+    /// The daemon's socket [default: $KENNEL_SOCKET, else /run/kennel/kennel.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Ask(ask::Ask),
     Check(check::Arguments),
     CheckConfig(check_config::Arguments),
 }
@@ -41,20 +62,35 @@ struct Answer {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let answer = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => match arguments.command {
+            Command::Ask(what) => return ask::run(&what, arguments.socket),
             Command::Check(arguments) => check::run(&arguments),
             Command::CheckConfig(arguments) => check_config::run(&arguments),
         },
         Err(err) => {
-            // clap knows whether this is help that was asked for, and whether a terminal can show colours.
-            let code = if err.use_stderr() { MISUSE } else { 0 };
-            let _ = err.print();
-            return ExitCode::from(code);
+            if !err.use_stderr() {
+                // Help that was asked for; clap knows whether a terminal can show it in colours.
+                let _ = err.print();
+                return ExitCode::SUCCESS;
+            }
+            let stderr = misuse(&err);
+            Answer { stdout: String::new(), stderr, code: MISUSE }
         }
     };
     // A reader that has gone away, such as `head`, is no failure of the command's.
     let _ = std::io::stdout().write_all(answer.stdout.as_bytes());
     let _ = std::io::stderr().write_all(answer.stderr.as_bytes());
     ExitCode::from(answer.code)
+}
+
+/// What is wrong with the command line, in one line, and where to read on.
+fn misuse(err: &clap::Error) -> String {
+    if err.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return err.render().to_string();
+    }
+    let text = err.render().to_string();
+    let problem = text.split("\n\n").next().unwrap_or_default();
+    let problem = problem.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{problem}\nhint: `kennel help` lists the commands, `kennel help COMMAND` explains one\n")
 }
 
 impl Answer {

@@ -1,1 +1,4 @@
-fn main() {}
+//! kennel as its neighbours meet it.
+#![cfg(test)]
+
+mod cli;

@@ -1,0 +1,235 @@
+//! `kennel status`: what runs, what is on its way, and what went wrong.
+
+use serde::Serialize;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::screen::{Column, Mood, Row, Screen, clean, span};
+use super::words::{build_mood, deployment_mood, path_of, print_json, short};
+use crate::api::wire::{BuildView, DeploymentInfo, DeploymentView, ProjectView};
+use crate::model::{BuildState, DeploymentState, ProjectName};
+
+/// Show what runs, what is on its way, and what went wrong
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// Only this project
+    pub(super) project: Option<ProjectName>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Serialize)]
+struct Everything {
+    projects: Vec<ProjectView>,
+    builds: Vec<BuildView>,
+    deployments: Vec<DeploymentInfo>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the daemon cannot be reached, says no, or the output cannot be written.
+pub(super) async fn run(args: &StatusArgs, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let only = args.project.as_ref().map(|project| format!("project={project}")).unwrap_or_default();
+    let builds = client.get(&format!("/builds?current=1&limit=1000&{only}")).await?;
+    let deployments = client.get(&format!("/deployments?{only}")).await?;
+    let mut projects: Vec<ProjectView> = client.get("/projects").await?;
+    projects.retain(|project| args.project.as_ref().is_none_or(|only| project.name == *only));
+    let everything = Everything { projects, builds, deployments };
+    if args.json {
+        return print_json(&everything, screen);
+    }
+    everything.show(screen)?;
+    Ok(())
+}
+
+impl Everything {
+    fn show(&self, screen: &mut Screen<'_>) -> std::io::Result<()> {
+        let open: Vec<&BuildView> = self.builds.iter().filter(|build| !build.state.is_terminal()).collect();
+        if !open.is_empty() {
+            let heading = [
+                Column::number("BUILD"),
+                Column::text("PROJECT"),
+                Column::text("BRANCH"),
+                Column::text("COMMIT"),
+                Column::mood("STATE"),
+                Column::number("FOR"),
+                Column::text("TITLE"),
+            ];
+            // The one that is nearest to its end comes first.
+            let rows: Vec<Row> = open.iter().rev().map(|build| open_build(build, screen.now)).collect();
+            screen.table(&heading, &rows)?;
+            screen.line("")?;
+        }
+        let shown = self.shown();
+        if shown.is_empty() {
+            self.show_nothing(screen, open.is_empty())?;
+        } else {
+            let heading = [
+                Column::number("ID"),
+                Column::text("PROJECT"),
+                Column::text("BRANCH"),
+                Column::text("SERVICE"),
+                Column::mood("STATE"),
+                Column::text("COMMIT"),
+                Column::number("SINCE"),
+                Column::whole("URL"),
+            ];
+            let rows: Vec<Row> = shown.iter().map(|info| deployment(info, screen.now)).collect();
+            screen.table(&heading, &rows)?;
+        }
+        self.show_failures(screen)?;
+        self.show_flags(screen)
+    }
+
+    /// What is there of each target, in order: all that has not ended; what failed; else whatever came last.
+    fn shown(&self) -> Vec<&DeploymentInfo> {
+        let mut shown: Vec<&DeploymentInfo> = self
+            .deployments
+            .iter()
+            .filter(|info| {
+                let state = info.deployment.state;
+                !state.is_terminal() || state == DeploymentState::Failed || !self.has_other(&info.deployment)
+            })
+            .collect();
+        shown.sort_by_key(|info| {
+            let d = &info.deployment;
+            (d.project.clone(), d.branch.clone(), d.service.clone(), std::cmp::Reverse(d.id))
+        });
+        shown
+    }
+
+    fn has_other(&self, this: &DeploymentView) -> bool {
+        self.deployments.iter().any(|info| info.deployment.id != this.id && is_same_target(&info.deployment, this))
+    }
+
+    fn show_nothing(&self, screen: &mut Screen<'_>, idle: bool) -> std::io::Result<()> {
+        let Some(project) = self.projects.first() else {
+            screen.line("kennel serves no project yet.")?;
+            return screen.line("Add one to /etc/kennel/config.toml, then `systemctl reload kennel`.");
+        };
+        screen.line("Nothing runs yet.")?;
+        if idle {
+            screen.line(&format!(
+                "Push to `{0}`, or ask for a commit of it: `kennel deploy {0} BRANCH COMMIT`.",
+                project.name
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn show_failures(&self, screen: &mut Screen<'_>) -> std::io::Result<()> {
+        for build in self.builds.iter().filter(|build| build.state == BuildState::Failed) {
+            let age = build.finished_at.map(|at| format!(", {} ago", span(screen.now - at))).unwrap_or_default();
+            let title = format!(
+                "Build {} of {}/{} failed ({}{age})",
+                build.id,
+                build.project,
+                clean(&build.branch),
+                short(&build.commit)
+            );
+            let next = format!("`kennel logs --build {}` shows its logs.", build.id);
+            show_failure(screen, &title, build.reason.as_deref(), &next)?;
+        }
+        let failed = |info: &&DeploymentInfo| info.deployment.state == DeploymentState::Failed;
+        for DeploymentInfo { deployment, .. } in self.deployments.iter().filter(failed) {
+            let age = deployment.finished_at.map(|at| format!(", {} ago", span(screen.now - at))).unwrap_or_default();
+            let path = path_of(deployment);
+            let title = format!("Deployment {} of {path} failed ({}{age})", deployment.id, short(&deployment.commit));
+            let live = self
+                .deployments
+                .iter()
+                .map(|info| &info.deployment)
+                .find(|other| other.state == DeploymentState::Live && is_same_target(other, deployment));
+            let next = match live {
+                Some(live) => format!("Deployment {} ({}) keeps serving.", live.id, short(&live.commit)),
+                None => format!("`kennel logs {path}` shows its journal."),
+            };
+            show_failure(screen, &title, deployment.reason.as_deref(), &next)?;
+        }
+        Ok(())
+    }
+
+    /// What only the operator can put in order.
+    fn show_flags(&self, screen: &mut Screen<'_>) -> std::io::Result<()> {
+        let mut lines = Vec::new();
+        for project in self.projects.iter().filter(|project| !project.configured) {
+            lines.push(format!(
+                "`{}` is no longer in the daemon's file: it is served as before, and takes no pushes.",
+                project.name
+            ));
+        }
+        for DeploymentInfo { deployment, .. } in &self.deployments {
+            if deployment.unnamed && deployment.state == DeploymentState::Live {
+                lines.push(format!(
+                    "{} is no longer in kennel.toml: `kennel teardown {}` removes it.",
+                    path_of(deployment),
+                    deployment.id
+                ));
+            }
+        }
+        if !lines.is_empty() {
+            screen.line("")?;
+        }
+        lines.iter().try_for_each(|line| screen.line(line))
+    }
+}
+
+fn is_same_target(a: &DeploymentView, b: &DeploymentView) -> bool {
+    (&a.project, &a.branch, &a.service) == (&b.project, &b.branch, &b.service)
+}
+
+fn show_failure(screen: &mut Screen<'_>, title: &str, reason: Option<&str>, next: &str) -> std::io::Result<()> {
+    screen.line("")?;
+    let title = screen.paint(Mood::Bad, title);
+    screen.line(&title)?;
+    for line in reason.unwrap_or("It left no reason.").lines() {
+        screen.line(format!("    {}", clean(&line.replace('\t', "    "))).trim_end())?;
+    }
+    screen.line(&format!("  {next}"))
+}
+
+fn open_build(build: &BuildView, now: i64) -> Row {
+    Row {
+        mood: build_mood(build.state),
+        cells: vec![
+            build.id.to_string(),
+            build.project.to_string(),
+            clean(&build.branch),
+            short(&build.commit).to_owned(),
+            build.state.to_string(),
+            span(now - build.started_at.unwrap_or(build.queued_at)),
+            clean(build.title.as_deref().unwrap_or_default()),
+        ],
+    }
+}
+
+fn deployment(info: &DeploymentInfo, now: i64) -> Row {
+    let DeploymentInfo { deployment, url } = info;
+    let state = match deployment.step {
+        Some(step) if deployment.state == DeploymentState::Starting => format!("{} ({step})", deployment.state),
+        _ => deployment.state.to_string(),
+    };
+    let since = match deployment.state {
+        DeploymentState::Live => deployment.live_at,
+        DeploymentState::Pending => None,
+        DeploymentState::Starting | DeploymentState::Draining => deployment.started_at,
+        DeploymentState::Retired | DeploymentState::Failed | DeploymentState::Cancelled | DeploymentState::Noop => {
+            deployment.finished_at
+        }
+    };
+    Row {
+        mood: deployment_mood(deployment.state),
+        cells: vec![
+            deployment.id.to_string(),
+            deployment.project.to_string(),
+            clean(&deployment.branch),
+            deployment.service.to_string(),
+            state,
+            short(&deployment.commit).to_owned(),
+            span(now - since.unwrap_or(deployment.created_at)),
+            if deployment.state == DeploymentState::Live { url.clone() } else { String::new() },
+        ],
+    }
+}
