@@ -109,7 +109,25 @@ impl Client {
         }
     }
 
+    /// Sends a request. One that changes nothing is sent again for as long as patience lasts.
     async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(hyper::Response<Incoming>, JoinSet<()>), Failure> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match self.send_once(method.clone(), path, body.clone()).await {
+                Err(failure) if failure.exit == Exit::Unreachable && method.is_safe() && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn send_once(
         &self,
         method: Method,
         path: &str,
@@ -133,21 +151,14 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream, Failure> {
-        let deadline = Instant::now() + self.patience;
-        loop {
-            match UnixStream::connect(&self.socket).await {
-                Ok(stream) => return Ok(stream),
-                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(not_allowed(&self.socket)),
-                Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(200)).await,
-                Err(err) => {
-                    let why = match err.kind() {
-                        io::ErrorKind::NotFound => "there is no such socket".to_owned(),
-                        io::ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
-                        _ => err.to_string(),
-                    };
-                    return Err(Failure::unreachable(&self.socket, &why));
-                }
-            }
+        match UnixStream::connect(&self.socket).await {
+            Ok(stream) => Ok(stream),
+            Err(err) => Err(match err.kind() {
+                io::ErrorKind::PermissionDenied => not_allowed(&self.socket),
+                io::ErrorKind::NotFound => Failure::unreachable(&self.socket, "there is no such socket"),
+                io::ErrorKind::ConnectionRefused => Failure::unreachable(&self.socket, "nobody listens there"),
+                _ => Failure::unreachable(&self.socket, &err.to_string()),
+            }),
         }
     }
 }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use kennel::api::{self, Access, Api};
+use kennel::config::Config;
 use kennel::model::deployment::Next;
 use kennel::model::settings::Manifest;
 use kennel::model::{BranchRef, BuildId, DeploymentId, Ending, Environment, ServiceName, Settings, Step};
 use kennel::store::{Accepted, BuildOutcome, ClaimedBuild, Delivery, NewArtifact, Push, RunId, Store, Switch};
 use kennel::wake::Bell;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +29,8 @@ struct Fixture {
     run: RunId,
     socket: PathBuf,
     logs: PathBuf,
-    _servers: JoinSet<()>,
+    shutdown: CancellationToken,
+    servers: JoinSet<()>,
     dir: tempfile::TempDir,
 }
 
@@ -52,30 +55,29 @@ impl Ran {
 impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let text = format!(
-            "base_domain = \"localhost\"\nstate_dir = \"{0}\"\n[router]\nhttp = \"0.0.0.0:8080\"\n\
-             [projects.hello]\nrepo_url = \"https://forge.example.com/me/hello.git\"\nrepo_type = \"forgejo\"\n\
-             webhook_secret_file = \"{0}/secret\"\n",
-            dir.path().display()
-        );
-        let config = kennel::config::parse(&text).unwrap();
+        let config = config(&dir);
         let store = Store::open(&dir.path().join("kennel.db")).await.unwrap();
         store.note_projects(config.projects.keys()).await.unwrap();
         let (socket, logs) = (dir.path().join("kennel.sock"), dir.path().join("logs"));
-        let shutdown = CancellationToken::new();
+        let (shutdown, servers) = (CancellationToken::new(), JoinSet::new());
+        let mut fixture = Self { store, run: RunId::fresh(), socket, logs, shutdown, servers, dir };
+        fixture.serve(config);
+        fixture
+    }
+
+    fn serve(&mut self, config: Config) {
         let app = api::router(Api {
-            store: store.clone(),
+            store: self.store.clone(),
             config: Arc::new(ArcSwap::from_pointee(config)),
-            logs: logs.clone(),
-            // Whoever runs the tests is the operator: a socket of the own group, and root's own rights.
+            logs: self.logs.clone(),
             access: Arc::new(Access { token: None, group: own_group(), control_domain: None }),
             builder: Bell::default(),
             deployer: Bell::default(),
-            shutdown: shutdown.clone(),
+            shutdown: self.shutdown.clone(),
         });
-        let mut servers = JoinSet::new();
-        servers.spawn(api::serve_unix(api::listen_unix(&socket, "no-such-group").unwrap(), app, shutdown));
-        Self { store, run: RunId::fresh(), socket, logs, _servers: servers, dir }
+        // Whoever runs the tests is the operator, by the rights of the own group or of root.
+        let listener = api::listen_unix(&self.socket, "no-such-group").unwrap();
+        self.servers.spawn(api::serve_unix(listener, app, self.shutdown.clone()));
     }
 
     async fn push(&self, branch: &str, commit: &str, title: &str) -> BuildId {
@@ -203,6 +205,16 @@ fn finish(output: std::process::Output) -> Ran {
         out: String::from_utf8(output.stdout).unwrap(),
         talk: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+fn config(dir: &tempfile::TempDir) -> Config {
+    let text = format!(
+        "base_domain = \"localhost\"\nstate_dir = \"{0}\"\n[router]\nhttp = \"0.0.0.0:8080\"\n\
+         [projects.hello]\nrepo_url = \"https://forge.example.com/me/hello.git\"\nrepo_type = \"forgejo\"\n\
+         webhook_secret_file = \"{0}/secret\"\n",
+        dir.path().display()
+    );
+    kennel::config::parse(&text).unwrap()
 }
 
 fn own_group() -> String {
@@ -513,6 +525,31 @@ async fn logs_of_a_build_are_printed_as_they_are() {
     lines.sort_unstable();
     assert_eq!(lines, ["api   | compiling", "api   | no end of line", "fetch | fetched fedcba9"]);
     assert_eq!((ran.talk.as_str(), ran.code), ("Build 2 succeeded.\n", 0));
+}
+
+#[tokio::test]
+async fn following_a_build_outlives_a_restart_of_the_daemon() {
+    let mut fixture = Fixture::new().await;
+    fixture.push("heads/main", FIRST, "Say hello").await;
+    let build = fixture.claim().await;
+    fixture.write_log(build.id, "api", "one\nhalf a ");
+    let mut child = fixture.command(&["logs", "-f", "--build", "1"]).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("api   | one"));
+    fixture.shutdown.cancel();
+    while fixture.servers.join_next().await.is_some() {}
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    fixture.shutdown = CancellationToken::new();
+    fixture.serve(config(&fixture.dir));
+    fixture.write_log(build.id, "api", "one\nhalf a line\ntwo\n");
+    fixture.finish(&build, &[("api", Ok(()))]).await;
+    let rest = async {
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("api   | half a line"));
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("api   | two"));
+        assert_eq!(lines.next_line().await.unwrap(), None);
+        assert!(child.wait().await.unwrap().success());
+    };
+    tokio::time::timeout(PATIENCE, rest).await.expect("it goes on after the restart");
 }
 
 /// A directory for `PATH` with a `journalctl` that says how it was called.
