@@ -376,6 +376,20 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
     }
 
+    /// Artifacts that a GC root keeps.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn rooted_artifacts(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select build_id as "build!: BuildId", name as "name!: ServiceName" from artifacts where rooted = 1"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read the rooted artifacts"))?;
+        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
+    }
+
     /// Notes that the GC root of an artifact is gone.
     ///
     /// # Errors

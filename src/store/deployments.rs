@@ -1,9 +1,11 @@
 //! Deployments: what is to be done for each, by whom, and what was.
 
+use std::time::Duration;
+
 use super::{RunId, Store, StoreError, Target, during, now};
 use crate::model::deployment::Next;
 use crate::model::{
-    BuildId, CommitSha, DeploymentEvent, DeploymentId, DeploymentState, Ending, HostName, Step, TargetId,
+    BuildId, CommitSha, DeploymentEvent, DeploymentId, DeploymentState, Ending, HostName, Kind, Step, TargetId,
 };
 
 /// A deployment as the deployer sees it.
@@ -17,6 +19,8 @@ pub struct ClaimedDeployment {
     pub build_id: BuildId,
     /// Of which commit.
     pub commit: CommitSha,
+    /// What this version is; the target's next may be another kind.
+    pub kind: Kind,
     /// Where it stands.
     pub state: DeploymentState,
     /// What is to be done next.
@@ -104,6 +108,22 @@ impl Store {
         Ok(ids)
     }
 
+    /// How long until the next deployment that was put off falls due, if there is one.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn next_due(&self) -> Result<Option<Duration>, StoreError> {
+        let at = now();
+        let due = sqlx::query_scalar!(
+            r#"select min(due_at) as "due: i64" from deployments where step is not null and due_at > ?"#,
+            at
+        )
+        .fetch_one(&self.readers)
+        .await
+        .map_err(during("look for what falls due"))?;
+        Ok(due.map(|due| Duration::from_millis(u64::try_from(due - at).unwrap_or(0))))
+    }
+
     /// The deployment as it stands now.
     ///
     /// # Errors
@@ -112,8 +132,9 @@ impl Store {
         let row = sqlx::query!(
             r#"select d.target_id as "target_id!: TargetId", d.build_id as "build_id!: BuildId",
                b.commit_sha as "commit!: CommitSha", d.state as "state!: DeploymentState", d.step as "step?: Step",
-               d.ending as "ending?: Ending", d.attempts, d.draining_at
-               from deployments d join builds b on b.id = d.build_id where d.id = ?"#,
+               d.ending as "ending?: Ending", d.attempts, d.draining_at, a.kind as "kind!: Kind"
+               from deployments d join builds b on b.id = d.build_id join targets t on t.id = d.target_id
+               join artifacts a on a.build_id = d.build_id and a.name = t.name where d.id = ?"#,
             id
         )
         .fetch_one(&self.readers)
@@ -125,6 +146,7 @@ impl Store {
             target,
             build_id: row.build_id,
             commit: row.commit,
+            kind: row.kind,
             state: row.state,
             step: row.step,
             ending: row.ending,
@@ -296,7 +318,7 @@ impl Store {
         id: DeploymentId,
         step: Step,
         detail: &str,
-        delay: std::time::Duration,
+        delay: Duration,
     ) -> Result<(), StoreError> {
         let mut tx = self.begin("put a step off").await?;
         let at = now();
@@ -350,7 +372,7 @@ impl Store {
         let mut tx = self.begin("turn a deployment back").await?;
         let at = now();
         let changed = sqlx::query!(
-            "update deployments set step = 'stop', ending = coalesce(ending, ?), reason = ?, attempts = 0
+            "update deployments set step = 'stop', ending = coalesce(ending, ?), reason = coalesce(reason, ?), attempts = 0
              where id = ? and state in ('pending', 'starting')",
             ending,
             reason,

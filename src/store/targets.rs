@@ -276,6 +276,10 @@ pub(super) async fn ensure_target(
     .await
     .map_err(during("look for a target"))?;
     if let Some(known) = known {
+        sqlx::query!("delete from teardowns where target_id = ? and after_build is not null", known)
+            .execute(&mut **tx)
+            .await
+            .map_err(during("take a teardown back"))?;
         return Ok(known);
     }
     let others = sqlx::query!("select host, tag, user_name from targets where gone_at is null")

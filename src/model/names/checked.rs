@@ -52,6 +52,10 @@ macro_rules! checked_text {
             fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
                 <String as sqlx::Type<sqlx::Sqlite>>::type_info()
             }
+
+            fn compatible(info: &sqlx::sqlite::SqliteTypeInfo) -> bool {
+                <String as sqlx::Type<sqlx::Sqlite>>::compatible(info)
+            }
         }
 
         impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for $name {

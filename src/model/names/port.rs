@@ -52,6 +52,10 @@ impl sqlx::Type<sqlx::Sqlite> for Port {
     fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
         <u16 as sqlx::Type<sqlx::Sqlite>>::type_info()
     }
+
+    fn compatible(info: &sqlx::sqlite::SqliteTypeInfo) -> bool {
+        <u16 as sqlx::Type<sqlx::Sqlite>>::compatible(info)
+    }
 }
 
 impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for Port {
