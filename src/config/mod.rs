@@ -20,7 +20,10 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 pub use fault::{Fault, Faults};
 pub use pattern::{BranchPattern, HostPattern};
@@ -33,6 +36,9 @@ use crate::model::{HostName, ProjectName};
 pub const DEFAULT_PATH: &str = "/etc/kennel/config.toml";
 /// The largest daemon's file, in bytes.
 const SIZE_MAX: usize = 4 * 1024 * 1024;
+
+/// The daemon's file as it is now; a reload replaces it whole.
+pub type Shared = Arc<ArcSwap<Config>>;
 
 /// The daemon's file, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +171,15 @@ pub fn parse(text: &str) -> Result<Config, Faults> {
 }
 
 impl Config {
+    /// Where visitors find a host of this daemon's.
+    #[must_use]
+    pub fn url_of(&self, host: &HostName) -> String {
+        match self.router.http.port() {
+            80 => format!("http://{host}"),
+            port => format!("http://{host}:{port}"),
+        }
+    }
+
     /// What the file asks for that this version of kennel accepts and does not yet act on.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
