@@ -14,10 +14,10 @@
 //! | 0 | [`model`] the vocabulary and every legal change of state |
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
-//! | 3 | `router` requests to upstreams |
-//! | 4 | [`webhook`] · `builder` · `deployer` · [`api`]: the stages, which do not know each other |
-//! | 5 | `reconciler` rows against machine |
-//! | 6 | `daemon` everything, started and stopped in order |
+//! | 3 | [`router`] requests to upstreams |
+//! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`api`]: the stages, which do not know each other |
+//! | 5 | [`reconciler`] rows against machine |
+//! | 6 | [`daemon`] everything, started and stopped in order |
 //! | 7 | [`cli`] one file per command |
 
 pub mod model;
@@ -32,8 +32,9 @@ pub mod store;
 pub mod router;
 
 pub mod api;
+pub mod builder;
 pub mod webhook;
 
-pub mod builder;
+
 
 pub mod cli;

@@ -1,0 +1,113 @@
+//! Has the two units of a build do their work, and reads what they report.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde::de::DeserializeOwned;
+
+use super::worker::{BuildReport, FetchReport};
+use super::{Context, is_running};
+use crate::config::{Config, GitAccess, ProjectConfig};
+use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, Machine, UnitState};
+use crate::model::{BuildId, UnitName};
+use crate::store::ClaimedBuild;
+
+/// How long a fetch may take, in seconds.
+const FETCH_TIMEOUT_SECS: u64 = 600;
+/// What the build unit gets beyond the time limit of Nix itself, in seconds.
+const GRACE_SECS: u64 = 30;
+
+/// Whether a unit of the build runs, or its last one has reported.
+pub(super) async fn is_under_way(machine: &dyn Machine, build: BuildId) -> anyhow::Result<bool> {
+    for unit in [UnitName::fetch(build), UnitName::build(build)] {
+        if is_running(&machine.unit_state(&unit).await?) {
+            return Ok(true);
+        }
+    }
+    Ok(machine.build_report(build, BuildPhase::Build).await?.is_some())
+}
+
+/// Runs both units, each unless it has reported already. The inner `Err` is why the build failed.
+pub(super) async fn fetch_and_build(
+    ctx: &Context,
+    build: &ClaimedBuild,
+    config: &Config,
+    project: &ProjectConfig,
+) -> anyhow::Result<Result<BuildReport, String>> {
+    let timeout_secs = config.builder.timeout.as_secs();
+    let job = BuildJob {
+        build: build.id,
+        repo_url: project.repo_url.clone(),
+        remote_ref: build.branch.remote_ref(),
+        commit: build.commit.clone(),
+        allowed_uris: project.allowed_uris.clone(),
+        allow_ifd: project.allow_ifd,
+        max_parallel: config.builder.max_parallel,
+        log_limit_bytes: config.builder.log_limit_bytes,
+        timeout_secs,
+    };
+    ctx.machine.ensure_build_dirs(build.id, &job).await?;
+
+    let fetch = BuildUnitSpec {
+        build: build.id,
+        phase: BuildPhase::Fetch,
+        credentials: credentials(&project.git_access),
+        timeout_secs: FETCH_TIMEOUT_SECS,
+    };
+    match phase::<FetchReport>(&*ctx.machine, &fetch).await? {
+        Ok(FetchReport::Fetched { duration_ms }) => {
+            ctx.store.note_build_times(build.id, clamp(duration_ms), None).await?;
+        }
+        Ok(FetchReport::Failed { reason }) => return Ok(Err(reason)),
+        Err(reason) => return Ok(Err(format!("the fetch {reason}"))),
+    }
+
+    let spec = BuildUnitSpec {
+        build: build.id,
+        phase: BuildPhase::Build,
+        credentials: Vec::new(),
+        timeout_secs: timeout_secs + GRACE_SECS,
+    };
+    Ok(phase::<BuildReport>(&*ctx.machine, &spec).await?.map_err(|reason| format!("the build {reason}")))
+}
+
+/// Runs one unit to its end and reads its report. The inner `Err` says how it ended without one.
+async fn phase<Report: DeserializeOwned>(
+    machine: &dyn Machine,
+    spec: &BuildUnitSpec,
+) -> anyhow::Result<Result<Report, String>> {
+    let parse = |report: &[u8]| {
+        serde_json::from_slice(report).with_context(|| format!("the report of {} is not readable", spec.unit()))
+    };
+    if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
+        return Ok(Ok(parse(&report)?));
+    }
+    machine.start_build(spec).await?;
+    let end = machine.wait_unit(&spec.unit()).await?;
+    if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
+        return Ok(Ok(parse(&report)?));
+    }
+    Ok(Err(match end {
+        UnitState::Dead { result } if result.contains("timeout") => {
+            format!("took longer than {} s and was ended", spec.timeout_secs)
+        }
+        UnitState::Dead { result } if result.contains("oom") => "needed more memory than it may have".to_owned(),
+        UnitState::Dead { result } => format!("ended without a result ({result})"),
+        _ => "ended without a result".to_owned(),
+    }))
+}
+
+/// The operator's files that a fetch may read, by credential name.
+fn credentials(access: &GitAccess) -> Vec<(&'static str, PathBuf)> {
+    match access {
+        GitAccess::Public => Vec::new(),
+        GitAccess::Token { token_file } => vec![("git_token", token_file.clone())],
+        GitAccess::Ssh { key_file, known_hosts_file } => {
+            vec![("ssh_key", key_file.clone()), ("known_hosts", known_hosts_file.clone())]
+        }
+    }
+}
+
+fn clamp(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
