@@ -33,6 +33,7 @@ pub mod router;
 
 pub mod api;
 pub mod builder;
+pub mod deployer;
 pub mod webhook;
 
 

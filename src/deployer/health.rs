@@ -1,0 +1,114 @@
+//! Waits for a service to be healthy, and says why it is not.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Context, StepError};
+use crate::host::services::probe;
+use crate::host::{Listener, UnitState};
+use crate::model::settings::ServiceSettings;
+use crate::model::{Ending, HealthCheck, Port, Settings, UnitName};
+use crate::store::ClaimedDeployment;
+
+/// How many of the journal's last lines a failure keeps.
+const JOURNAL_LINES: usize = 20;
+
+/// Returns once the service has answered; a unit that has exited, or the time running out, is a failed deployment.
+pub(super) async fn await_healthy(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), StepError> {
+    let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
+    let Settings::Service(service) = &artifact.settings else { return Ok(()) };
+    let Some(port) = ctx.store.port(deployment.id).await? else {
+        return Err(StepError::Broken(anyhow::anyhow!("it has no port")));
+    };
+    let unit = deployment.target.tag.unit(deployment.id);
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(service.health_check_timeout_secs.into());
+    let mut waits = waits();
+    loop {
+        match ctx.machine.unit_state(&unit).await? {
+            UnitState::Dead { result } | UnitState::Restarting { result } => {
+                return unfit(ctx, &unit, format!("it exited before it was healthy ({result})")).await;
+            }
+            // The machine has been switched off since the unit was started: its files were in `/run`.
+            UnitState::Absent => super::restore(ctx, deployment).await?,
+            UnitState::Active { .. } | UnitState::Activating | UnitState::Deactivating => {}
+        }
+        let last = match probe_once(deployment, service, port, deadline).await {
+            Ok(()) => return own_listener(ctx, &unit, port).await,
+            Err(failure) => failure,
+        };
+        let next = Instant::now() + waits.next().unwrap_or(Duration::from_secs(15));
+        if next >= deadline {
+            sleep_until(deadline).await;
+            if probe_once(deployment, service, port, deadline + Duration::from_secs(1)).await.is_ok() {
+                return own_listener(ctx, &unit, port).await;
+            }
+            let what = match &service.health_check {
+                HealthCheck::Http(path) => format!("`GET {path}` on port {port} {last}"),
+                HealthCheck::Tcp => format!("port {port} {last}"),
+            };
+            let secs = service.health_check_timeout_secs;
+            return unfit(ctx, &unit, format!("it was not healthy within {secs} s: {what}")).await;
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// Every 50 ms in the first second, then after 1, 2, 4, 8 and 15 s.
+fn waits() -> impl Iterator<Item = Duration> {
+    std::iter::repeat_n(Duration::from_millis(50), 20)
+        .chain([1, 2, 4, 8].map(Duration::from_secs))
+        .chain(std::iter::repeat(Duration::from_secs(15)))
+}
+
+async fn probe_once(
+    deployment: &ClaimedDeployment,
+    service: &ServiceSettings,
+    port: Port,
+    deadline: Instant,
+) -> Result<(), String> {
+    let probe = async {
+        match &service.health_check {
+            HealthCheck::Http(path) => probe::http(port, path, &deployment.target.host).await,
+            HealthCheck::Tcp => probe::tcp(port).await,
+        }
+    };
+    match tokio::time::timeout_at(deadline, probe).await {
+        Ok(result) => result.map_err(|failure| failure.to_string()),
+        Err(_) => Err("did not answer in time".to_owned()),
+    }
+}
+
+/// What answered must be the unit's own: a neighbour squatting on the port would get the traffic otherwise.
+async fn own_listener(ctx: &Context, unit: &UnitName, port: Port) -> Result<(), StepError> {
+    let own = ctx.machine.unit_uid(unit).await?;
+    match (ctx.machine.listener(port).await?, own) {
+        (Listener::Owned { uid }, Some(own)) if uid == own => Ok(()),
+        (Listener::Owned { uid }, Some(_)) => {
+            unfit(ctx, unit, format!("port {port} is held by another user (uid {uid}), not by the service")).await
+        }
+        (_, None) => unfit(ctx, unit, "it exited while it was being checked".to_owned()).await,
+        (Listener::None, _) => unfit(ctx, unit, format!("nothing listens on port {port} any more")).await,
+    }
+}
+
+async fn unfit(ctx: &Context, unit: &UnitName, mut reason: String) -> Result<(), StepError> {
+    append_journal(ctx, unit, &mut reason).await;
+    Err(StepError::Unfit(Ending::Failed, reason))
+}
+
+/// Adds the last lines the unit wrote, so that the reason is whole without the journal.
+pub(super) async fn append_journal(ctx: &Context, unit: &UnitName, reason: &mut String) {
+    match ctx.machine.journal_tail(unit, JOURNAL_LINES).await {
+        Ok(lines) if lines.is_empty() => reason.push_str("\nit wrote nothing to the journal"),
+        Ok(lines) => {
+            reason.push_str("\nits last lines:");
+            for line in lines {
+                reason.push_str("\n  ");
+                reason.push_str(&line);
+            }
+        }
+        Err(err) => tracing::warn!(error = %crate::telemetry::chain(&err), "Could not read the journal of {unit}"),
+    }
+}
