@@ -36,6 +36,7 @@ pub mod builder;
 pub mod deployer;
 pub mod webhook;
 
+pub mod reconciler;
 
 
 pub mod cli;

@@ -1,0 +1,96 @@
+//! Compares rows with the machine: makes again what is missing, removes what no row names.
+//!
+//! Observe, plan, execute: what is seen is collected first, the plan is a pure function of it, and carrying it out
+//! is dull. It runs at start, when something has ended, and every 10 minutes.
+//!
+//! **Invariant:** only what bears kennel's own names is ever removed, and no service that runs is restarted.
+
+mod observe;
+mod plan;
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::deployer;
+use crate::telemetry::chain;
+pub use plan::{Action, Observed, plan};
+
+/// How often it looks when nothing rings.
+const TICK: Duration = Duration::from_secs(600);
+/// How many actions run side by side: after a reboot, every service starts at once.
+const PARALLEL: usize = 32;
+
+/// The loop that keeps machine and rows equal.
+pub struct Reconciler {
+    ctx: deployer::Context,
+}
+
+impl Reconciler {
+    /// A reconciler over the deployer's store and machine.
+    #[must_use]
+    pub fn new(ctx: deployer::Context) -> Self {
+        Self { ctx }
+    }
+
+    /// Reconciles until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.tick().await;
+        let bell = self.ctx.ended.clone();
+        loop {
+            tokio::select! {
+                () = bell.rung() => {}
+                _ = tick.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            if let Err(err) = self.run_once().await {
+                error!(error = %chain(&*err), "Could not compare the rows with the machine");
+            }
+        }
+    }
+
+    /// Reconciles once.
+    ///
+    /// # Errors
+    /// When rows or machine could not be read. An action that fails is logged, and planned again next time.
+    pub async fn run_once(&self) -> anyhow::Result<()> {
+        let observed = observe::observe(&self.ctx).await?;
+        let actions = plan(&observed);
+        futures_util::stream::iter(actions)
+            .for_each_concurrent(PARALLEL, async |action| {
+                if let Err(err) = self.execute(&action).await {
+                    warn!(error = %chain(&*err), "Could not {action}");
+                }
+            })
+            .await;
+        Ok(())
+    }
+
+    async fn execute(&self, action: &Action) -> anyhow::Result<()> {
+        match action {
+            Action::Restore(id) => {
+                let deployment = self.ctx.store.deployment(*id).await?;
+                deployer::restore(&self.ctx, &deployment).await?;
+                info!(deployment.id = %id, "Started deployment {id} of `{}` again", deployment.target.tag);
+            }
+            Action::RemoveUnit(unit) => {
+                self.ctx.machine.stop_unit(unit).await?;
+                self.ctx.machine.remove_unit(unit).await?;
+                info!("Removed `{unit}`, which belonged to nothing");
+            }
+            Action::RemoveRoot(build, name) => {
+                self.ctx.machine.remove_gc_root(*build, name).await?;
+                self.ctx.store.forget_root(*build, name).await?;
+            }
+            Action::RemoveLink(link) => self.ctx.machine.remove_site_link(link).await?,
+            Action::RemoveData(project, slug, service) => {
+                self.ctx.machine.remove_data_dir(project, slug, service).await?;
+            }
+            Action::RemoveWorkDir(build) => self.ctx.machine.remove_work_dir(*build).await?,
+        }
+        Ok(())
+    }
+}

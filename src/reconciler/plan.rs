@@ -1,0 +1,160 @@
+//! What is to be done so that machine and rows are equal: a pure function of both.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::host::{Inventory, SiteLink};
+use crate::model::{BranchSlug, BuildId, DeploymentId, ProjectName, ServiceName, UnitName};
+
+/// Where the files of a target lie.
+type Place = (ProjectName, BranchSlug, ServiceName);
+
+/// What was seen.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// What lies on the machine under kennel's names.
+    pub inventory: Inventory,
+    /// Units that services' deployments that have not ended have or will have.
+    pub open_units: BTreeSet<UnitName>,
+    /// Live deployments whose unit does not run.
+    pub down: Vec<DeploymentId>,
+    /// Services and sites that are there.
+    pub targets: BTreeSet<Place>,
+    /// Builds that have not ended.
+    pub open_builds: BTreeSet<BuildId>,
+    /// Artifacts that a GC root keeps, by the rows.
+    pub rooted: BTreeSet<(BuildId, ServiceName)>,
+    /// Those of them whose roots serve nobody.
+    pub surplus_roots: Vec<(BuildId, ServiceName)>,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make the files of a live deployment again, and start it.
+    Restore(DeploymentId),
+    /// Stop and remove a unit that no row names.
+    RemoveUnit(UnitName),
+    /// Let the garbage collector have an artifact.
+    RemoveRoot(BuildId, ServiceName),
+    /// Remove the link of a site that is gone.
+    RemoveLink(SiteLink),
+    /// Move the data of a service that is gone to the trash.
+    RemoveData(ProjectName, BranchSlug, ServiceName),
+    /// Remove what an ended build left.
+    RemoveWorkDir(BuildId),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Restore(id) => write!(f, "start deployment {id} again"),
+            Self::RemoveUnit(unit) => write!(f, "remove `{unit}`"),
+            Self::RemoveRoot(build, name) => write!(f, "remove the GC root of `{name}` of build {build}"),
+            Self::RemoveLink(link) => write!(f, "remove the link of `{}` of {}", link.site, link.project),
+            Self::RemoveData(project, slug, service) => write!(f, "remove the data of {project}/{slug}/{service}"),
+            Self::RemoveWorkDir(build) => write!(f, "remove the work directory of build {build}"),
+        }
+    }
+}
+
+/// Plans.
+#[must_use]
+pub fn plan(seen: &Observed) -> Vec<Action> {
+    let has = &seen.inventory;
+    let mut actions: Vec<Action> = seen.down.iter().copied().map(Action::Restore).collect();
+    actions.extend(has.units.iter().filter(|unit| !is_wanted(seen, unit)).cloned().map(Action::RemoveUnit));
+    // A build that has not ended makes its roots before it records them.
+    let orphans = has.gc_roots.iter().filter(|root| !seen.rooted.contains(root) && !seen.open_builds.contains(&root.0));
+    for (build, name) in orphans.chain(&seen.surplus_roots) {
+        actions.push(Action::RemoveRoot(*build, name.clone()));
+    }
+    for link in &has.site_links {
+        if !seen.targets.contains(&(link.project.clone(), link.slug.clone(), link.site.clone())) {
+            actions.push(Action::RemoveLink(link.clone()));
+        }
+    }
+    for place in has.data_dirs.iter().filter(|place| !seen.targets.contains(place)) {
+        let (project, slug, service) = place.clone();
+        actions.push(Action::RemoveData(project, slug, service));
+    }
+    let dirs = has.work_dirs.iter().filter(|build| !seen.open_builds.contains(build)).copied();
+    actions.extend(dirs.map(Action::RemoveWorkDir));
+    actions
+}
+
+fn is_wanted(seen: &Observed, unit: &UnitName) -> bool {
+    seen.open_units.contains(unit)
+        || seen.open_builds.iter().any(|build| *unit == UnitName::fetch(*build) || *unit == UnitName::build(*build))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str) -> UnitName {
+        name.parse().unwrap()
+    }
+
+    fn place(name: &str) -> Place {
+        ("p".parse().unwrap(), "main".parse().unwrap(), name.parse().unwrap())
+    }
+
+    fn link(name: &str) -> SiteLink {
+        let (project, slug, site) = place(name);
+        SiteLink { project, slug, site }
+    }
+
+    #[test]
+    fn a_machine_that_equals_the_rows_needs_nothing() {
+        let root = (BuildId(2), "api".parse::<ServiceName>().unwrap());
+        let seen = Observed {
+            inventory: Inventory {
+                units: vec![unit("kennel-p-main-api@7.service"), unit("kennel-build-3.service")],
+                gc_roots: vec![root.clone(), (BuildId(3), "api".parse().unwrap())],
+                site_links: vec![link("web")],
+                data_dirs: vec![place("api")],
+                work_dirs: vec![BuildId(3)],
+                log_dirs: vec![BuildId(1)],
+            },
+            open_units: [unit("kennel-p-main-api@7.service")].into(),
+            targets: [place("api"), place("web")].into(),
+            open_builds: [BuildId(3)].into(),
+            rooted: [root].into(),
+            ..Observed::default()
+        };
+        assert_eq!(plan(&seen), []);
+    }
+
+    #[test]
+    fn what_no_row_names_is_removed_and_what_is_missing_is_made_again() {
+        let seen = Observed {
+            inventory: Inventory {
+                units: vec![unit("kennel-p-main-api@6.service"), unit("kennel-fetch-2.service")],
+                gc_roots: vec![(BuildId(2), "api".parse().unwrap())],
+                site_links: vec![link("web")],
+                data_dirs: vec![place("api")],
+                work_dirs: vec![BuildId(2)],
+                log_dirs: vec![],
+            },
+            open_units: [unit("kennel-p-main-api@7.service")].into(),
+            down: vec![DeploymentId(7)],
+            surplus_roots: vec![(BuildId(1), "api".parse().unwrap())],
+            ..Observed::default()
+        };
+        let (project, slug, service) = place("api");
+        assert_eq!(
+            plan(&seen),
+            [
+                Action::Restore(DeploymentId(7)),
+                Action::RemoveUnit(unit("kennel-p-main-api@6.service")),
+                Action::RemoveUnit(unit("kennel-fetch-2.service")),
+                Action::RemoveRoot(BuildId(2), "api".parse().unwrap()),
+                Action::RemoveRoot(BuildId(1), "api".parse().unwrap()),
+                Action::RemoveLink(link("web")),
+                Action::RemoveData(project, slug, service),
+                Action::RemoveWorkDir(BuildId(2)),
+            ]
+        );
+    }
+}
