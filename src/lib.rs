@@ -38,5 +38,6 @@ pub mod webhook;
 
 pub mod reconciler;
 
+pub mod daemon;
 
 pub mod cli;

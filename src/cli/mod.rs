@@ -5,11 +5,13 @@
 //! also 66 there is no such thing, 69 the daemon cannot be reached, 77 not allowed.
 
 mod ask;
+mod build_worker;
 mod builds;
 mod cancel;
 mod check;
 mod check_config;
 mod client;
+mod daemon;
 mod deploy;
 mod failure;
 mod follow;
@@ -49,6 +51,9 @@ enum Command {
     Ask(ask::Ask),
     Check(check::Arguments),
     CheckConfig(check_config::Arguments),
+    Daemon(daemon::Arguments),
+    #[command(hide = true)]
+    BuildWorker(build_worker::Arguments),
 }
 
 /// What a command has to say in the end.
@@ -65,6 +70,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Ask(what) => return ask::run(&what, arguments.socket),
             Command::Check(arguments) => check::run(&arguments),
             Command::CheckConfig(arguments) => check_config::run(&arguments),
+            Command::Daemon(arguments) => daemon::run(&arguments),
+            Command::BuildWorker(arguments) => build_worker::run(&arguments),
         },
         Err(err) => {
             if !err.use_stderr() {

@@ -1,0 +1,30 @@
+//! `kennel daemon`: the service itself.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::Answer;
+use crate::telemetry::{self, chain};
+use crate::{config, daemon};
+
+/// Run the service: what `systemd/kennel.service` starts
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The daemon's file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Answer {
+    match serve(arguments) {
+        Ok(()) => Answer { stdout: String::new(), stderr: String::new(), code: 0 },
+        Err(err) => Answer { stdout: String::new(), stderr: format!("kennel: {}\n", chain(&*err)), code: 1 },
+    }
+}
+
+fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+    telemetry::set_up()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(daemon::run(&arguments.config))
+}

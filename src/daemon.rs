@@ -1,0 +1,279 @@
+//! Builds everything, starts it in order, stops it in order.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use nix::fcntl::{Flock, FlockArg};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api::{self, Api};
+use crate::builder::{self, Builder};
+use crate::config::{self, Config};
+use crate::deployer::{self, Deployer, Interrupt};
+use crate::host::Machine;
+use crate::host::machine::{MachineConfig, SystemdMachine};
+use crate::model::ProjectName;
+use crate::reconciler::Reconciler;
+use crate::router::{self, Router};
+use crate::store::{RunId, Store};
+use crate::telemetry::chain;
+use crate::wake::Bell;
+use crate::webhook::{self, Webhook};
+
+/// Where env files and the API's socket lie.
+pub const RUN_DIR: &str = "/run/kennel";
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start: the file is faulty, a webhook secret is missing or empty, the state directory is in use.
+pub async fn run(config_path: &Path) -> anyhow::Result<()> {
+    let config = config::load(config_path)?;
+    for notice in config.notices() {
+        warn!("{notice}");
+    }
+    let machine = SystemdMachine::connect(MachineConfig {
+        state_dir: config.state_dir.clone(),
+        run_dir: RUN_DIR.into(),
+        unit_dir: config.systemd.unit_dir.clone(),
+        exe: std::env::current_exe().context("cannot find kennel's own program")?,
+        ..MachineConfig::default()
+    })
+    .await?;
+    let parts = Parts {
+        machine: Arc::new(machine),
+        socket: Path::new(RUN_DIR).join("kennel.sock"),
+        store_dir: PathBuf::from("/nix/store"),
+        interrupt: Interrupt::never(),
+    };
+    let running = Running::start(config, parts).await?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let mut hup = signal(SignalKind::hangup())?;
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell systemd that kennel is ready")?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => match running.reload(config_path).await {
+                Ok(()) => info!("Read {} again", config_path.display()),
+                Err(err) => error!(error = %chain(&*err), "Kept the old configuration: {}", chain(&*err)),
+            },
+        }
+    }
+    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("cannot tell systemd that kennel stops")?;
+    running.stop().await;
+    Ok(())
+}
+
+/// What the daemon is made of beyond its file.
+pub struct Parts {
+    /// The machine to work on.
+    pub machine: Arc<dyn Machine>,
+    /// Where the API's Unix socket lies.
+    pub socket: PathBuf,
+    /// Where store paths lie.
+    pub store_dir: PathBuf,
+    /// What tests do between a step's effect and its record.
+    pub interrupt: Interrupt,
+}
+
+/// A daemon at work.
+pub struct Running {
+    store: Store,
+    config: config::Shared,
+    secrets: webhook::Secrets,
+    /// Where the router listens.
+    pub router_addr: SocketAddr,
+    /// Where the API listens.
+    pub api_addr: SocketAddr,
+    shutdown: CancellationToken,
+    intake: CancellationToken,
+    loops: JoinSet<()>,
+    surfaces: JoinSet<()>,
+    _lock: Flock<File>,
+}
+
+impl Running {
+    /// Starts everything: lock, database, first route table, listeners, loops.
+    ///
+    /// # Errors
+    /// When any of it cannot be had; then nothing runs.
+    pub async fn start(config: Config, parts: Parts) -> anyhow::Result<Self> {
+        let state_dir = config.state_dir.clone();
+        tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
+        let lock = lock(&state_dir.join("kennel.lock"))?;
+        let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
+        let store = Store::open(&state_dir.join("kennel.db")).await?;
+        store.note_projects(config.projects.keys()).await?;
+
+        let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
+        let run = RunId::fresh();
+        let shared: config::Shared = Arc::new(ArcSwap::from_pointee(config));
+        let now = shared.load_full();
+
+        let webhook = webhook::router(Webhook {
+            store: store.clone(),
+            config: shared.clone(),
+            secrets: secrets.clone(),
+            builder: builder_bell.clone(),
+            deployer: deployer_bell.clone(),
+        });
+        let (shutdown, intake) = (CancellationToken::new(), CancellationToken::new());
+        let operators = api::Access {
+            token: read_token(&now).await?,
+            group: api::GROUP.to_owned(),
+            control_domain: now.control_domain.clone(),
+        };
+        let app = api::router(Api {
+            store: store.clone(),
+            config: shared.clone(),
+            logs: state_dir.join("logs"),
+            access: Arc::new(operators),
+            builder: builder_bell.clone(),
+            deployer: deployer_bell.clone(),
+            shutdown: intake.clone(),
+        })
+        .merge(webhook);
+
+        // What comes through the router bears no `api::Caller`, and so counts as coming from outside.
+        let control = now.control_domain.clone().map(|domain| (domain, app.clone()));
+        let (router, handle) = Router::new(
+            router::RouterConfig { store_dir: parts.store_dir, control, ..router::RouterConfig::default() },
+            store.clone(),
+        );
+        let deployer = deployer::Context {
+            store: store.clone(),
+            machine: parts.machine.clone(),
+            router: handle.clone(),
+            config: shared.clone(),
+            run: run.clone(),
+            bell: deployer_bell.clone(),
+            ended: ended.clone(),
+            interrupt: parts.interrupt,
+        };
+        let builder = builder::Context {
+            store: store.clone(),
+            machine: parts.machine,
+            config: shared.clone(),
+            run,
+            bell: builder_bell,
+            deployer: deployer_bell,
+            ended,
+        };
+
+        handle.reload().await.context("cannot build the first route table")?;
+        let public = bind(now.router.http).await?;
+        let tcp = bind(now.api.listen).await?;
+        let unix = api::listen_unix(&parts.socket, api::GROUP)
+            .with_context(|| format!("cannot listen on {}", parts.socket.display()))?;
+        let (router_addr, api_addr) = (public.local_addr()?, tcp.local_addr()?);
+
+        let mut surfaces = JoinSet::new();
+        surfaces.spawn(router.run(vec![public], shutdown.clone()));
+        surfaces.spawn({
+            let (app, intake) = (app.clone(), intake.clone());
+            async move {
+                if let Err(err) = api::serve_tcp(tcp, app, intake).await {
+                    error!(error = %chain(&err), "The API no longer listens on {api_addr}");
+                }
+            }
+        });
+        surfaces.spawn(api::serve_unix(unix, app, intake.clone()));
+
+        let reconciler = Reconciler::new(deployer.clone());
+        if let Err(err) = reconciler.run_once().await {
+            error!(error = %chain(&*err), "Could not compare the rows with the machine");
+        }
+        let mut loops = JoinSet::new();
+        loops.spawn(reconciler.run(intake.clone()));
+        loops.spawn(Deployer::new(deployer).run(intake.clone()));
+        loops.spawn(Builder::new(builder).run(intake.clone()));
+        info!("kennel serves visitors on {router_addr} and operators on {api_addr}");
+        Ok(Self {
+            store,
+            config: shared,
+            secrets,
+            router_addr,
+            api_addr,
+            shutdown,
+            intake,
+            loops,
+            surfaces,
+            _lock: lock,
+        })
+    }
+
+    /// The database, for tests and benchmarks that look at rows.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Reads the file again; projects and limits change, addresses and directories do not.
+    ///
+    /// # Errors
+    /// When the file is faulty; then nothing has changed.
+    pub async fn reload(&self, path: &Path) -> anyhow::Result<()> {
+        let config = config::load(path)?;
+        let secrets = read_secrets(&config).await?;
+        self.store.note_projects(config.projects.keys()).await?;
+        self.secrets.store(Arc::new(secrets));
+        self.config.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// Stops in order: no new deliveries, loops to a step's boundary, requests to their end, database closed.
+    pub async fn stop(mut self) {
+        self.intake.cancel();
+        while self.loops.join_next().await.is_some() {}
+        self.shutdown.cancel();
+        while self.surfaces.join_next().await.is_some() {}
+        self.store.close().await;
+    }
+}
+
+/// Only one daemon may use a state directory.
+fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("another kennel uses {}", path.display()))
+}
+
+async fn read_secrets(config: &Config) -> anyhow::Result<HashMap<ProjectName, SecretString>> {
+    let projects = config.projects.clone();
+    tokio::task::spawn_blocking(move || {
+        projects
+            .into_iter()
+            .map(|(name, project)| Ok((name, config::read_webhook_secret(&project)?)))
+            .collect::<anyhow::Result<_>>()
+    })
+    .await
+    .context("reading the webhook secrets was interrupted")?
+}
+
+async fn read_token(config: &Config) -> anyhow::Result<Option<SecretString>> {
+    let Some(file) = config.api.token_file.clone() else { return Ok(None) };
+    let token = tokio::task::spawn_blocking(move || config::read_secret(&file)).await;
+    Ok(Some(token.context("reading the API's token was interrupted")??))
+}
+
+async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
+}
