@@ -1,4 +1,11 @@
-//! kennel as its neighbours meet it.
+//! The daemon in one process, over a machine in memory. What crosses systemd and Nix is in `tests/lab`.
 #![cfg(test)]
 
+mod builder;
 mod cli;
+mod deploy;
+mod harness;
+mod layering;
+mod reconcile;
+mod resume;
+mod webhook;

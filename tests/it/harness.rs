@@ -1,0 +1,358 @@
+//! The whole daemon in one process: real database, sockets and router, over a machine in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use kennel::builder::worker::{BuildReport, FetchReport, TargetReport};
+use kennel::config;
+use kennel::daemon::{Parts, Running};
+use kennel::deployer::Interrupt;
+use kennel::host::BuildJob;
+use kennel::host::fake::{FakeBuild, FakeMachine, Gate};
+use kennel::model::{BuildState, DeploymentState, StorePath};
+use kennel::store::{BuildView, DeploymentView, Scope, Store};
+use serde_json::json;
+use sha2::Sha256;
+use tempfile::TempDir;
+
+/// The project of these tests.
+pub(crate) const PROJECT: &str = "shop";
+const SECRET: &str = "a secret of the test's own";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the worker of one commit makes.
+#[derive(Clone, Default)]
+pub(crate) struct Script {
+    /// The text of kennel.toml.
+    pub(crate) manifest: String,
+    /// The store path of each service or site; missing ones fail.
+    pub(crate) outputs: BTreeMap<String, StorePath>,
+    /// Held closed, it keeps the build running.
+    pub(crate) gate: Option<Gate>,
+}
+
+impl Script {
+    /// One service, `api`, whose store path is made of `version`.
+    pub(crate) fn api(version: &str) -> Self {
+        Self::named(&["api"], version)
+    }
+
+    /// Several services whose store paths are made of `version`.
+    pub(crate) fn named(services: &[&str], version: &str) -> Self {
+        let manifest = services.iter().map(|name| format!("[services.{name}]\ndrain_secs = 1\n")).collect();
+        let outputs = services.iter().map(|name| ((*name).to_owned(), store_path(name, version))).collect();
+        Self { manifest, outputs, gate: None }
+    }
+
+    /// One static site, `web`.
+    pub(crate) fn site(version: &str) -> Self {
+        Self {
+            manifest: "[static_sites.web]\n".to_owned(),
+            outputs: [("web".to_owned(), store_path("web", version))].into(),
+            gate: None,
+        }
+    }
+}
+
+/// A store path that tells service and version.
+pub(crate) fn store_path(name: &str, version: &str) -> StorePath {
+    let hash: String = format!("{version:0>32}").replace(['e', 'o', 'u', 't'], "z");
+    format!("/nix/store/{hash}-{name}").parse().unwrap()
+}
+
+/// A commit whose every digit is `digit`.
+pub(crate) fn commit(digit: char) -> String {
+    digit.to_string().repeat(40)
+}
+
+type Scripts = Arc<Mutex<HashMap<String, Script>>>;
+
+/// A daemon, the machine it works on, and the forge's side of the webhook.
+pub(crate) struct Harness {
+    dir: TempDir,
+    /// The machine; it outlives the daemon.
+    pub(crate) machine: FakeMachine,
+    scripts: Scripts,
+    daemon: Option<Running>,
+    deliveries: u32,
+}
+
+impl Harness {
+    /// A fresh machine with a running daemon.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Interrupt::never()).await
+    }
+
+    /// The same, with something happening between a step's effect and its record.
+    pub(crate) async fn start_with(interrupt: Interrupt) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), SECRET).unwrap();
+        let scripts = Scripts::default();
+        let machine = FakeMachine::new({
+            let scripts = scripts.clone();
+            move |job| work(&scripts, job)
+        });
+        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0 };
+        harness.boot(interrupt).await;
+        harness
+    }
+
+    /// Starts the daemon on what there is.
+    pub(crate) async fn boot(&mut self, interrupt: Interrupt) {
+        let config = config::parse(&config_text(self.dir.path())).unwrap();
+        let parts = Parts {
+            machine: Arc::new(self.machine.clone()),
+            socket: self.dir.path().join("kennel.sock"),
+            store_dir: self.dir.path().join("store"),
+            interrupt,
+        };
+        self.daemon = Some(Running::start(config, parts).await.unwrap());
+    }
+
+    /// Ends the daemon where it stands, as a kill would.
+    pub(crate) fn crash(&mut self) {
+        self.daemon = None;
+        self.machine.clear_faults();
+    }
+
+    fn daemon(&self) -> &Running {
+        self.daemon.as_ref().expect("the daemon runs")
+    }
+
+    /// The rows.
+    pub(crate) fn store(&self) -> &Store {
+        self.daemon().store()
+    }
+
+    /// Where the router listens.
+    pub(crate) fn router(&self) -> SocketAddr {
+        self.daemon().router_addr
+    }
+
+    /// Puts a page where the store path of that version of `web` lies.
+    pub(crate) fn make_site(&self, version: &str, page: &str) {
+        let path = store_path("web", version);
+        let dir = self.dir.path().join("store").join(path.as_str().trim_start_matches("/nix/store/"));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("index.html"), page).unwrap();
+    }
+
+    /// Says what a commit builds.
+    pub(crate) fn script(&self, commit: &str, script: Script) {
+        self.scripts.lock().unwrap().insert(commit.to_owned(), script);
+    }
+
+    /// Pushes a commit to a branch; returns status and answer.
+    pub(crate) async fn push(&mut self, branch: &str, commit: &str) -> (u16, serde_json::Value) {
+        self.deliveries += 1;
+        let delivery = format!("delivery-{}", self.deliveries);
+        self.push_as(&delivery, branch, commit).await
+    }
+
+    /// Pushes with a delivery id of one's own.
+    pub(crate) async fn push_as(&self, delivery: &str, branch: &str, commit: &str) -> (u16, serde_json::Value) {
+        let body = json!({
+            "ref": format!("refs/heads/{branch}"),
+            "before": "0".repeat(40),
+            "after": commit,
+            "repository": {"full_name": "me/shop"},
+            "head_commit": {"id": commit, "message": "A change"},
+        });
+        self.deliver("push", delivery, &body.to_string()).await
+    }
+
+    /// Deletes a branch.
+    pub(crate) async fn delete(&mut self, branch: &str) -> (u16, serde_json::Value) {
+        self.push(branch, &"0".repeat(40)).await
+    }
+
+    /// Delivers a body, signed.
+    pub(crate) async fn deliver(&self, event: &str, delivery: &str, body: &str) -> (u16, serde_json::Value) {
+        let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+        mac.update(body.as_bytes());
+        let signature: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let headers = [
+            ("content-type", "application/json"),
+            ("x-forgejo-event", event),
+            ("x-forgejo-delivery", delivery),
+            ("x-forgejo-signature", &signature),
+        ];
+        self.post(&format!("/webhook/{PROJECT}"), &headers, body.to_owned().into()).await
+    }
+
+    /// Posts to the API's port.
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: Bytes) -> (u16, serde_json::Value) {
+        let mut request = http::Request::post(path).header("host", self.daemon().api_addr.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (status, body) = send(self.daemon().api_addr, request.body(Full::new(body)).unwrap()).await;
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// GETs from a host through the router.
+    pub(crate) async fn get(&self, host: &str, path: &str) -> (u16, String) {
+        let request = http::Request::get(path).header("host", host).body(Full::new(Bytes::new())).unwrap();
+        let (status, body) = send(self.router(), request).await;
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// The builds, newest first.
+    pub(crate) async fn builds(&self) -> Vec<BuildView> {
+        self.store().list_builds(None, Scope::All, 100).await.unwrap()
+    }
+
+    /// All deployments, newest first.
+    pub(crate) async fn deployments(&self) -> Vec<DeploymentView> {
+        self.store().list_deployments(None, Scope::All, 100).await.unwrap()
+    }
+
+    /// Waits until the rows are as wanted.
+    pub(crate) async fn until(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while !wanted(self).await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        if waited.is_err() {
+            panic!(
+                "not {what}:\n{:#?}\n{:#?}\n{:#?}",
+                self.builds().await,
+                self.deployments().await,
+                self.machine.snapshot()
+            );
+        }
+    }
+
+    /// Waits until nothing is under way any more.
+    pub(crate) async fn until_quiet(&self) {
+        self.until("quiet", async |harness| {
+            let builds_end = harness.builds().await.iter().all(|build| build.state.is_terminal());
+            let settled = |deployment: &DeploymentView| match deployment.state {
+                DeploymentState::Live => deployment.step.is_none(),
+                state => state.is_terminal(),
+            };
+            builds_end
+                && harness.deployments().await.iter().all(settled)
+                && harness.store().due_teardowns().await.unwrap().is_empty()
+        })
+        .await;
+    }
+
+    /// Pushes a commit and waits for what becomes of it.
+    pub(crate) async fn deploy(&mut self, branch: &str, commit: &str, script: Script) {
+        self.script(commit, script);
+        let (status, answer) = self.push(branch, commit).await;
+        assert_eq!(status, 202, "{answer}");
+        self.until_quiet().await;
+    }
+
+    /// The states of the builds, oldest first.
+    pub(crate) async fn build_states(&self) -> Vec<BuildState> {
+        self.builds().await.iter().rev().map(|build| build.state).collect()
+    }
+
+    /// The states of the deployments, oldest first.
+    pub(crate) async fn deployment_states(&self) -> Vec<DeploymentState> {
+        self.deployments().await.iter().rev().map(|deployment| deployment.state).collect()
+    }
+
+    /// The machine holds what the rows say it should, and nothing else.
+    pub(crate) async fn assert_machine_equals_rows(&self) {
+        self.until("a machine that equals the rows", async |harness| {
+            let mut live: Vec<String> = harness
+                .deployments()
+                .await
+                .iter()
+                .filter(|deployment| !deployment.state.is_terminal() && deployment.kind == kennel::model::Kind::Service)
+                .map(|deployment| deployment.journal_tag.unit(deployment.id).to_string())
+                .collect();
+            live.sort();
+            let left = harness.machine.snapshot();
+            let names = |units: &[kennel::model::UnitName]| {
+                let mut names: Vec<String> = units.iter().map(ToString::to_string).collect();
+                names.sort();
+                names
+            };
+            let mut rooted = harness.store().rooted_artifacts().await.unwrap();
+            rooted.sort();
+            names(&left.units) == live
+                && names(&left.unit_files) == live
+                && names(&left.env_files) == live
+                && left.gc_roots.keys().cloned().collect::<Vec<_>>() == rooted
+                && left.work_dirs.is_empty()
+        })
+        .await;
+    }
+
+    /// Ends the test: nothing is under way, everything on the machine has its row, and the daemon stops in order.
+    pub(crate) async fn finish(mut self) {
+        self.until_quiet().await;
+        self.assert_machine_equals_rows().await;
+        self.daemon.take().expect("the daemon runs").stop().await;
+    }
+}
+
+fn config_text(dir: &Path) -> String {
+    format!(
+        r#"
+base_domain = "example.com"
+state_dir = "{dir}/state"
+[api]
+listen = "127.0.0.1:0"
+[router]
+http = "127.0.0.1:0"
+[projects.{PROJECT}]
+repo_url = "https://forge.example.com/me/shop.git"
+repo_type = "forgejo"
+webhook_secret_file = "{dir}/secret"
+"#,
+        dir = dir.display()
+    )
+}
+
+/// What the worker does: what the commit's script says.
+fn work(scripts: &Scripts, job: &BuildJob) -> FakeBuild {
+    let script = scripts.lock().unwrap().get(job.commit.as_str()).cloned().unwrap_or_default();
+    let fetch = serde_json::to_vec(&FetchReport::Fetched { duration_ms: 1 }).unwrap();
+    let report = match config::project::parse(&script.manifest) {
+        Err(faults) => {
+            BuildReport { failure: Some(faults.to_string()), manifest: None, targets: BTreeMap::new(), nix_ms: 0 }
+        }
+        Ok(manifest) => {
+            let report = |name: &kennel::model::ServiceName| match script.outputs.get(name.as_str()) {
+                Some(_) => TargetReport::Built { program: Some(name.as_str().parse().unwrap()), nix_ms: 1 },
+                None => TargetReport::Failed { reason: "the builder failed".to_owned() },
+            };
+            let targets = manifest.targets.keys().map(|name| (name.clone(), report(name))).collect();
+            BuildReport { failure: None, manifest: Some(manifest), targets, nix_ms: 1 }
+        }
+    };
+    FakeBuild {
+        fetch: Some(fetch),
+        build: Some(serde_json::to_vec(&report).unwrap()),
+        outputs: script.outputs.iter().map(|(name, path)| (name.parse().unwrap(), path.clone())).collect(),
+        gate: script.gate,
+    }
+}
+
+async fn send(addr: SocketAddr, request: http::Request<Full<Bytes>>) -> (u16, Bytes) {
+    let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let exchange = async {
+        let response = sender.send_request(request).await.unwrap();
+        (response.status().as_u16(), response.into_body().collect().await.unwrap().to_bytes())
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        _ = connection => panic!("the connection ended before the answer"),
+    }
+}
