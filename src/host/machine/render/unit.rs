@@ -90,6 +90,8 @@ pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError
     line("StateDirectoryMode", "0700");
     line("WorkingDirectory", &plain("WorkingDirectory", &data.to_string_lossy())?);
     line("SyslogIdentifier", &plain("SyslogIdentifier", tag.as_str())?);
+    // A program that finds the journal by itself would write under a name of its own.
+    line("UnsetEnvironment", "JOURNAL_STREAM");
     let fields = [
         ("PROJECT", project.to_string()),
         ("BRANCH", slug.to_string()),
@@ -102,7 +104,8 @@ pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError
     line("Restart", "on-failure");
     line("RestartSec", "1s");
     line("RestartSteps", "5");
-    line("RestartMaxDelaySec", "30s");
+    // systemd never counts down again, so the longest delay is what an old service gets for each crash.
+    line("RestartMaxDelaySec", "10s");
     line("TimeoutStartSec", "30s");
     line("TimeoutStopSec", "10s");
     line("KillMode", "mixed");
@@ -177,6 +180,7 @@ pub(crate) mod tests {
         StateDirectoryMode=0700
         WorkingDirectory=/var/lib/kennel/services/my-project/main/api
         SyslogIdentifier=kennel-my-project-main-api
+        UnsetEnvironment=JOURNAL_STREAM
         LogExtraFields="KENNEL_PROJECT=my-project"
         LogExtraFields="KENNEL_BRANCH=main"
         LogExtraFields="KENNEL_SERVICE=api"
@@ -184,7 +188,7 @@ pub(crate) mod tests {
         Restart=on-failure
         RestartSec=1s
         RestartSteps=5
-        RestartMaxDelaySec=30s
+        RestartMaxDelaySec=10s
         TimeoutStartSec=30s
         TimeoutStopSec=10s
         KillMode=mixed
