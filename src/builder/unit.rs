@@ -56,7 +56,7 @@ pub(super) async fn fetch_and_build(
     };
     match phase::<FetchReport>(&*ctx.machine, &fetch).await? {
         Ok(FetchReport::Fetched { duration_ms }) => {
-            ctx.store.note_build_times(build.id, clamp(duration_ms), None).await?;
+            ctx.store.note_build_times(build.id, Some(clamp(duration_ms)), None).await?;
         }
         Ok(FetchReport::Failed { reason }) => return Ok(Err(reason)),
         Err(reason) => return Ok(Err(format!("the fetch {reason}"))),
@@ -68,7 +68,13 @@ pub(super) async fn fetch_and_build(
         credentials: Vec::new(),
         timeout_secs: timeout_secs + GRACE_SECS,
     };
-    Ok(phase::<BuildReport>(&*ctx.machine, &spec).await?.map_err(|reason| format!("the build {reason}")))
+    match phase::<BuildReport>(&*ctx.machine, &spec).await? {
+        Ok(report) => {
+            ctx.store.note_build_times(build.id, None, Some(clamp(report.nix_ms))).await?;
+            Ok(Ok(report))
+        }
+        Err(reason) => Ok(Err(format!("the build {reason}"))),
+    }
 }
 
 /// Runs one unit to its end and reads its report. The inner `Err` says how it ended without one.

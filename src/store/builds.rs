@@ -338,12 +338,17 @@ impl Store {
         Ok(state)
     }
 
-    /// Notes how long a build was inside git or nix.
+    /// Notes how long a build was inside git or nix; what is not known yet stays as it is.
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn note_build_times(&self, id: BuildId, fetch_ms: i64, nix_ms: Option<i64>) -> Result<(), StoreError> {
-        sqlx::query!("update builds set fetch_ms = ?, nix_ms = coalesce(?, nix_ms) where id = ?", fetch_ms, nix_ms, id)
+    pub async fn note_build_times(
+        &self,
+        id: BuildId,
+        fetch_ms: Option<i64>,
+        nix_ms: Option<i64>,
+    ) -> Result<(), StoreError> {
+        sqlx::query!("update builds set fetch_ms = coalesce(?, fetch_ms), nix_ms = coalesce(?, nix_ms) where id = ?", fetch_ms, nix_ms, id)
             .execute(&self.writer)
             .await
             .map_err(during("note a build's times"))?;

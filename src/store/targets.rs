@@ -56,7 +56,7 @@ pub enum TeardownAsked {
     Asked,
     /// There is no such deployment.
     Unknown,
-    /// The deployment has ended already.
+    /// The deployment has ended already, and its target is gone or has others.
     Ended,
 }
 
@@ -97,22 +97,26 @@ impl Store {
         .map_err(during("read the targets"))
     }
 
-    /// Asks that the target of a deployment be torn down, with every version it has now.
+    /// Asks that the target of a deployment be torn down, with every version it has now. A deployment that has ended
+    /// speaks for its target only while that has no other: nobody means the live version by the number of an old one.
     ///
     /// # Errors
     /// When the database refuses.
     pub async fn ask_teardown(&self, deployment: DeploymentId, reason: &str) -> Result<TeardownAsked, StoreError> {
         let mut tx = self.begin("ask for a teardown").await?;
         let row = sqlx::query!(
-            r#"select d.target_id as "target!: TargetId", d.state as "state!: crate::model::DeploymentState"
-               from deployments d where d.id = ?"#,
+            r#"select d.target_id as "target!: TargetId",
+               t.gone_at is null and (d.state in ('pending', 'starting', 'live', 'draining') or not exists (
+                   select 1 from deployments o where o.target_id = d.target_id
+                   and o.state in ('pending', 'starting', 'live', 'draining'))) as "there!: bool"
+               from deployments d join targets t on t.id = d.target_id where d.id = ?"#,
             deployment
         )
         .fetch_optional(&mut *tx)
         .await
         .map_err(during("read a deployment"))?;
         let Some(row) = row else { return Ok(TeardownAsked::Unknown) };
-        if row.state.is_terminal() {
+        if !row.there {
             return Ok(TeardownAsked::Ended);
         }
         let at = now();
