@@ -221,8 +221,6 @@ pub trait Machine: Send + Sync + 'static {
     async fn build_report(&self, build: BuildId, phase: BuildPhase) -> Result<Option<Vec<u8>>, HostError>;
     /// What the link the worker left for one target points at: a store path, checked, that exists.
     async fn build_output(&self, build: BuildId, name: &ServiceName) -> Result<StorePath, HostError>;
-    /// Builds that have a work directory.
-    async fn own_work_dirs(&self) -> Result<Vec<BuildId>, HostError>;
     /// Removes the work directory of a build. Its logs stay.
     async fn remove_work_dir(&self, build: BuildId) -> Result<(), HostError>;
     /// Removes the logs of a build.

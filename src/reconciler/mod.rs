@@ -20,6 +20,8 @@ pub use plan::{Action, Observed, plan};
 
 /// How often it looks when nothing rings.
 const TICK: Duration = Duration::from_secs(600);
+/// How long the data of a service that is gone is kept.
+const TRASH_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many actions run side by side: after a reboot, every service starts at once.
 const PARALLEL: usize = 32;
 
@@ -66,6 +68,7 @@ impl Reconciler {
                 }
             })
             .await;
+        self.ctx.machine.empty_trash(TRASH_TIME).await?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Builds and their artifacts.
+//! Builds: claimed by a worker, ended together with the hand-over to the deployer.
 
 use sqlx::{Sqlite, Transaction};
 
@@ -7,8 +7,8 @@ use super::targets::{ask_teardown_of_unnamed, ensure_target};
 use super::{RunId, Store, StoreError, during, now};
 use crate::model::settings::Manifest;
 use crate::model::{
-    ArtifactState, BranchId, BranchRef, BranchSlug, BuildEvent, BuildId, BuildState, CommitSha, Environment, HostName,
-    ProgramName, ProjectName, ServiceName, Settings, StorePath, TargetId,
+    BranchId, BranchRef, BranchSlug, BuildEvent, BuildId, BuildState, CommitSha, Environment, HostName, ProjectName,
+    ServiceName, TargetId,
 };
 
 /// A build that this run of the daemon works on.
@@ -28,30 +28,6 @@ pub struct ClaimedBuild {
     pub commit: CommitSha,
     /// Where the branch belongs.
     pub environment: Environment,
-}
-
-/// What one build made for one service or site, before it has a row.
-#[derive(Debug, Clone)]
-pub struct NewArtifact {
-    /// The service's or site's name.
-    pub name: ServiceName,
-    /// Its settings at that commit.
-    pub settings: Settings,
-    /// The store path and the program (for a service), or why there is none.
-    pub result: Result<(StorePath, Option<ProgramName>), String>,
-    /// Time inside Nix.
-    pub nix_ms: i64,
-}
-
-/// An artifact's row, as far as a deployment needs it.
-#[derive(Debug, Clone)]
-pub struct Artifact {
-    /// Its store path.
-    pub store_path: StorePath,
-    /// The program below `bin/`, for a service.
-    pub program: Option<ProgramName>,
-    /// The settings at that commit.
-    pub settings: Settings,
 }
 
 /// How a build ended.
@@ -239,52 +215,6 @@ impl Store {
         Ok(Some(row.state))
     }
 
-    /// Records what a build made for one service or site; made again, it replaces the row.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn record_artifact(
-        &self,
-        build: &ClaimedBuild,
-        artifact: &NewArtifact,
-    ) -> Result<ArtifactState, StoreError> {
-        let mut tx = self.begin("record an artifact").await?;
-        let (path, program, reason) = match &artifact.result {
-            Ok((path, program)) => (Some(path), program.as_ref(), None),
-            Err(reason) => (None, None, Some(reason)),
-        };
-        let state = match path {
-            None => ArtifactState::Failed,
-            Some(path) if is_recent(&mut tx, build, &artifact.name, path).await? => ArtifactState::Unchanged,
-            Some(_) => ArtifactState::Built,
-        };
-        let (kind, rooted) = (artifact.settings.kind(), path.is_some());
-        let settings = settings_to_json(&artifact.settings);
-        sqlx::query!(
-            "insert into artifacts (build_id, name, kind, state, store_path, program, settings, reason, nix_ms, rooted)
-             values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-             on conflict (build_id, name) do update
-             set kind = excluded.kind, state = excluded.state, store_path = excluded.store_path,
-                 program = excluded.program, settings = excluded.settings, reason = excluded.reason,
-                 nix_ms = excluded.nix_ms, rooted = excluded.rooted",
-            build.id,
-            artifact.name,
-            kind,
-            state,
-            path,
-            program,
-            settings,
-            reason,
-            artifact.nix_ms,
-            rooted
-        )
-        .execute(&mut *tx)
-        .await
-        .map_err(during("record an artifact"))?;
-        tx.commit().await.map_err(during("record an artifact"))?;
-        Ok(state)
-    }
-
     /// Ends a build and, in the same transaction, hands over to the deployer: a deployment for every artifact that
     /// was made, unless the branch is not wanted any more. Returns the state it ended in.
     ///
@@ -348,92 +278,17 @@ impl Store {
         fetch_ms: Option<i64>,
         nix_ms: Option<i64>,
     ) -> Result<(), StoreError> {
-        sqlx::query!("update builds set fetch_ms = coalesce(?, fetch_ms), nix_ms = coalesce(?, nix_ms) where id = ?", fetch_ms, nix_ms, id)
-            .execute(&self.writer)
-            .await
-            .map_err(during("note a build's times"))?;
+        sqlx::query!(
+            "update builds set fetch_ms = coalesce(?, fetch_ms), nix_ms = coalesce(?, nix_ms) where id = ?",
+            fetch_ms,
+            nix_ms,
+            id
+        )
+        .execute(&self.writer)
+        .await
+        .map_err(during("note a build's times"))?;
         Ok(())
     }
-
-    /// Artifacts whose GC roots serve nobody any more: of builds that ended without a deployment of it, of targets
-    /// that are gone, and older than the last 5 of their target; never one that an open deployment uses.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn surplus_roots(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
-        let rows = sqlx::query!(
-            r#"select a.build_id as "build!: BuildId", a.name as "name!: ServiceName"
-               from artifacts a join builds b on b.id = a.build_id
-               left join targets t on t.branch_id = b.branch_id and t.name = a.name and t.gone_at is null
-               where a.rooted = 1 and b.state not in ('queued', 'building')
-                 and not exists (
-                     select 1 from deployments d join targets dt on dt.id = d.target_id
-                     where d.build_id = a.build_id and dt.name = a.name
-                       and d.state in ('pending', 'starting', 'live', 'draining'))
-                 and (t.id is null or b.state = 'cancelled'
-                      or (select count(*) from artifacts n join builds nb on nb.id = n.build_id
-                          where nb.branch_id = b.branch_id and n.name = a.name and n.rooted = 1
-                            and n.build_id > a.build_id) >= 5)"#
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("look for surplus roots"))?;
-        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
-    }
-
-    /// Artifacts that a GC root keeps.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn rooted_artifacts(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
-        let rows = sqlx::query!(
-            r#"select build_id as "build!: BuildId", name as "name!: ServiceName" from artifacts where rooted = 1"#
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("read the rooted artifacts"))?;
-        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
-    }
-
-    /// Notes that the GC root of an artifact is gone.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn forget_root(&self, build: BuildId, name: &ServiceName) -> Result<(), StoreError> {
-        sqlx::query!("update artifacts set rooted = 0 where build_id = ? and name = ?", build, name)
-            .execute(&self.writer)
-            .await
-            .map_err(during("forget a root"))?;
-        Ok(())
-    }
-
-    /// The artifact a deployment of `name` runs.
-    ///
-    /// # Errors
-    /// When there is no such artifact, or it was not made.
-    pub async fn artifact(&self, build: BuildId, name: &ServiceName) -> Result<Artifact, StoreError> {
-        let row = sqlx::query!(
-            r#"select store_path as "store_path!: StorePath", program as "program: ProgramName", settings
-               from artifacts where build_id = ? and name = ? and store_path is not null"#,
-            build,
-            name
-        )
-        .fetch_one(&self.readers)
-        .await
-        .map_err(during("read an artifact"))?;
-        let settings = settings_from_json(&row.settings).map_err(during("read an artifact's settings"))?;
-        Ok(Artifact { store_path: row.store_path, program: row.program, settings })
-    }
-}
-
-/// Settings as the row keeps them.
-pub(super) fn settings_to_json(settings: &Settings) -> String {
-    serde_json::to_string(settings).expect("settings hold only strings, numbers and maps with string keys")
-}
-
-/// Settings from a row.
-pub(super) fn settings_from_json(json: &str) -> Result<Settings, sqlx::Error> {
-    serde_json::from_str(json).map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 fn apply(id: BuildId, state: BuildState, event: BuildEvent) -> Result<BuildState, StoreError> {
@@ -451,30 +306,6 @@ async fn read_claimed(tx: &mut Transaction<'_, Sqlite>, id: BuildId) -> Result<C
     .fetch_one(&mut **tx)
     .await
     .map_err(during("read a build"))
-}
-
-/// Whether the target's last 5 artifacts include this store path.
-async fn is_recent(
-    tx: &mut Transaction<'_, Sqlite>,
-    build: &ClaimedBuild,
-    name: &ServiceName,
-    path: &StorePath,
-) -> Result<bool, StoreError> {
-    sqlx::query_scalar!(
-        r#"select exists (
-               select 1 from (
-                   select a.store_path from artifacts a join builds b on b.id = a.build_id
-                   where b.branch_id = ? and a.name = ? and a.build_id < ? and a.store_path is not null
-                   order by a.build_id desc limit 5) recent
-               where recent.store_path = ?) as "recent!: bool""#,
-        build.branch_id,
-        name,
-        build.id,
-        path
-    )
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(during("compare with recent artifacts"))
 }
 
 async fn first_failure(tx: &mut Transaction<'_, Sqlite>, id: BuildId) -> Result<Option<String>, StoreError> {

@@ -6,12 +6,14 @@
 //! **Invariant:** no bell is rung here, and nothing but the database is touched.
 
 mod allocations;
+mod artifacts;
 mod builds;
 mod deliveries;
 mod deployments;
 mod operator;
 mod overview;
 mod routes;
+mod steps;
 mod targets;
 
 use std::path::Path;
@@ -21,11 +23,13 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, Transaction};
 
-pub use builds::{Artifact, BuildOutcome, ClaimedBuild, NewArtifact};
+pub use artifacts::{Artifact, NewArtifact};
+pub use builds::{BuildOutcome, ClaimedBuild};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
-pub use deployments::{ClaimedDeployment, Claims, EventOutcome, Switch};
+pub use deployments::{ClaimedDeployment, Claims};
 pub use operator::{KnownBranch, KnownCommit};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, ProjectView, Scope};
+pub use steps::Switch;
 pub use targets::{Target, Teardown, TeardownAsked};
 
 /// One start of the daemon: what it claims carries this.

@@ -138,7 +138,7 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<BuildView>, StoreError> {
-        let (all, build) = scope.filter();
+        let Filter { all, build, deployment: _ } = scope.filter();
         let rows = sqlx::query_as!(
             BuildRow,
             r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
@@ -165,18 +165,7 @@ impl Store {
     /// # Errors
     /// When the database refuses.
     pub async fn view_build(&self, id: BuildId) -> Result<Option<BuildView>, StoreError> {
-        let row = sqlx::query_as!(
-            BuildRow,
-            r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
-               b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
-               b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
-               from builds b join branches br on br.id = b.branch_id where b.id = ?"#,
-            id
-        )
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(during("read a build"))?;
-        Ok(row.map(BuildView::from))
+        Ok(self.list_builds(None, Scope::OfBuild(id), 1).await?.pop())
     }
 
     /// The artifacts of a build, by name.
@@ -205,7 +194,7 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<DeploymentView>, StoreError> {
-        let (all, build) = scope.filter();
+        let Filter { all, build, deployment } = scope.filter();
         let rows = sqlx::query_as!(
             DeploymentRow,
             r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
@@ -215,14 +204,15 @@ impl Store {
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
                join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
-               where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2)
+               where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2) and (?5 is null or d.id = ?5)
                  and (?3 or d.state in ('pending', 'starting', 'live', 'draining')
                       or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
                order by d.id desc limit ?4"#,
             project,
             build,
             all,
-            limit
+            limit,
+            deployment
         )
         .fetch_all(&self.readers)
         .await
@@ -235,22 +225,7 @@ impl Store {
     /// # Errors
     /// When the database refuses.
     pub async fn view_deployment(&self, id: DeploymentId) -> Result<Option<DeploymentView>, StoreError> {
-        let row = sqlx::query_as!(
-            DeploymentRow,
-            r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
-               t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
-               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
-               p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
-               d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
-               from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
-               join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
-               where d.id = ?"#,
-            id
-        )
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(during("read a deployment"))?;
-        Ok(row.map(DeploymentView::from))
+        Ok(self.list_deployments(None, Scope::One(id), 1).await?.pop())
     }
 
     /// What was done for a deployment, oldest first.
@@ -321,16 +296,27 @@ pub enum Scope {
     Current,
     /// One build, or its deployments.
     OfBuild(BuildId),
+    /// One deployment.
+    One(DeploymentId),
+}
+
+/// A scope as the queries take it.
+struct Filter {
+    /// Whether rows of the past count too.
+    all: bool,
+    build: Option<BuildId>,
+    deployment: Option<DeploymentId>,
 }
 
 impl Scope {
-    /// Whether rows of the past count too, and the one build that counts, if only one does.
-    fn filter(self) -> (bool, Option<BuildId>) {
-        match self {
-            Self::All => (true, None),
-            Self::Current => (false, None),
-            Self::OfBuild(build) => (true, Some(build)),
-        }
+    fn filter(self) -> Filter {
+        let (all, build, deployment) = match self {
+            Self::All => (true, None, None),
+            Self::Current => (false, None, None),
+            Self::OfBuild(build) => (true, Some(build), None),
+            Self::One(deployment) => (true, None, Some(deployment)),
+        };
+        Filter { all, build, deployment }
     }
 }
 

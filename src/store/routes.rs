@@ -1,6 +1,6 @@
 //! Routes: which hostname leads to which live deployment.
 
-use super::builds::settings_from_json;
+use super::artifacts::settings_from_json;
 use super::{Store, StoreError, during};
 use crate::model::{DeploymentId, Destination, HealthCheck, HostName, Port, Route, Settings, StorePath, TargetId};
 

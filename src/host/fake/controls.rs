@@ -25,7 +25,7 @@ macro_rules! ops {
 ops! {
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild, WaitUnit,
-    BuildReport, BuildOutput, RemoveWorkDir, OwnWorkDirs, RemoveLogDir, EmptyTrash, Inventory,
+    BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,
 }
 
 /// What goes wrong with one call.

@@ -298,10 +298,6 @@ impl Machine for FakeMachine {
         .await
     }
 
-    async fn own_work_dirs(&self) -> Result<Vec<BuildId>, HostError> {
-        self.act(Op::OwnWorkDirs, async || Ok(self.state().jobs.keys().copied().collect())).await
-    }
-
     async fn remove_log_dir(&self, build: BuildId) -> Result<(), HostError> {
         self.act(Op::RemoveLogDir, async || {
             self.state().log_dirs.remove(&build);

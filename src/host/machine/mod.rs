@@ -325,11 +325,6 @@ impl Machine for SystemdMachine {
         blocking(|| format!("remove the work directory of build {build}"), move || Ok(files::remove_tree(&dir)?)).await
     }
 
-    async fn own_work_dirs(&self) -> Result<Vec<BuildId>, HostError> {
-        let layout = self.layout.clone();
-        blocking(|| "list the work directories of builds".to_owned(), move || Ok(upkeep::work_dirs(&layout)?)).await
-    }
-
     async fn remove_log_dir(&self, build: BuildId) -> Result<(), HostError> {
         let dir = self.layout.log_dir(build);
         blocking(|| format!("remove the logs of build {build}"), move || Ok(files::remove_tree(&dir)?)).await
