@@ -25,7 +25,7 @@ use crate::host::machine::{MachineConfig, SystemdMachine};
 use crate::model::ProjectName;
 use crate::reconciler::Reconciler;
 use crate::router::{self, Router};
-use crate::store::{RunId, Store};
+use crate::store::{Removal, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
 use crate::webhook::{self, Webhook};
@@ -93,6 +93,8 @@ pub struct Running {
     store: Store,
     config: config::Shared,
     secrets: webhook::Secrets,
+    builder: Bell,
+    deployer: Bell,
     /// Where the router listens.
     pub router_addr: SocketAddr,
     /// Where the API listens.
@@ -115,7 +117,7 @@ impl Running {
         let lock = lock(&state_dir.join("kennel.lock"))?;
         let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
         let store = Store::open(&state_dir.join("kennel.db")).await?;
-        store.note_projects(config.projects.keys()).await?;
+        note_projects(&store, &config).await?;
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
         let run = RunId::fresh();
@@ -167,8 +169,8 @@ impl Running {
             machine: parts.machine,
             config: shared.clone(),
             run,
-            bell: builder_bell,
-            deployer: deployer_bell,
+            bell: builder_bell.clone(),
+            deployer: deployer_bell.clone(),
             ended,
         };
 
@@ -204,6 +206,8 @@ impl Running {
             store,
             config: shared,
             secrets,
+            builder: builder_bell,
+            deployer: deployer_bell,
             router_addr,
             api_addr,
             shutdown,
@@ -227,9 +231,11 @@ impl Running {
     pub async fn reload(&self, path: &Path) -> anyhow::Result<()> {
         let config = config::load(path)?;
         let secrets = read_secrets(&config).await?;
-        self.store.note_projects(config.projects.keys()).await?;
+        note_projects(&self.store, &config).await?;
         self.secrets.store(Arc::new(secrets));
         self.config.store(Arc::new(config));
+        self.deployer.ring();
+        self.builder.ring();
         Ok(())
     }
 
@@ -241,6 +247,23 @@ impl Running {
         while self.surfaces.join_next().await.is_some() {}
         self.store.close().await;
     }
+}
+
+/// Notes which projects are configured; the others serve on, unless the operator wants them torn down.
+async fn note_projects(store: &Store, config: &Config) -> anyhow::Result<()> {
+    store.note_projects(config.projects.keys()).await?;
+    for (project, branch) in store.unconfigured_branches().await? {
+        if config.prune_projects {
+            let reason = "its project is no longer configured".to_owned();
+            store.accept_removal(None, &Removal { project, branch, reason }).await?;
+        } else {
+            warn!(
+                project.name = %project, branch.name = %branch.name(),
+                "{project} is no longer configured; {} serves on until it is torn down", branch.name()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Only one daemon may use a state directory.

@@ -10,8 +10,8 @@ mod artifacts;
 mod builds;
 mod deliveries;
 mod deployments;
-mod operator;
 mod overview;
+mod projects;
 mod routes;
 mod steps;
 mod targets;
@@ -27,8 +27,8 @@ pub use artifacts::{Artifact, NewArtifact};
 pub use builds::{BuildOutcome, ClaimedBuild};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims};
-pub use operator::{KnownBranch, KnownCommit};
-pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, ProjectView, Scope};
+pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, Scope};
+pub use projects::{KnownBranch, KnownCommit, ProjectView};
 pub use steps::Switch;
 pub use targets::{Target, Teardown, TeardownAsked};
 
@@ -152,6 +152,18 @@ impl Store {
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+
+    /// Returns when the database can be read.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query_scalar!(r#"select count(*) as "n!: i64" from projects"#)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(during("read anything"))?;
+        Ok(())
     }
 
     /// Begins a transaction that may write, waiting for its turn.

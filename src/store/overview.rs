@@ -1,4 +1,4 @@
-//! What operators see: builds, deployments and projects, with the names of all they belong to.
+//! What operators see: builds and deployments, with the names of all they belong to.
 
 use serde::{Deserialize, Serialize};
 
@@ -112,19 +112,6 @@ pub struct EventView {
     pub duration_ms: i64,
     /// Why it failed.
     pub detail: Option<String>,
-}
-
-/// A project, for people.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ProjectView {
-    /// Its name.
-    pub name: ProjectName,
-    /// Whether the daemon's file names it.
-    pub configured: bool,
-    /// How many of its targets there are.
-    pub targets: i64,
-    /// How many of its builds are queued or running.
-    pub open_builds: i64,
 }
 
 impl Store {
@@ -242,48 +229,6 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(during("list a deployment's events"))
-    }
-
-    /// Projects by name: those of the daemon's file, and those that still have something here.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn list_projects(&self) -> Result<Vec<ProjectView>, StoreError> {
-        let projects = sqlx::query_as!(
-            ProjectView,
-            r#"select p.name as "name!: _", p.configured as "configured!: bool",
-               (select count(*) from targets t join branches b on b.id = t.branch_id
-                where b.project = p.name and t.gone_at is null) as "targets!: i64",
-               (select count(*) from builds bu join branches b on b.id = bu.branch_id
-                where b.project = p.name and bu.state in ('queued', 'building')) as "open_builds!: i64"
-               from projects p order by p.name"#
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("list projects"))?;
-        Ok(projects.into_iter().filter(|project| project.configured || project.targets > 0).collect())
-    }
-
-    /// Notes which projects the daemon's file names, and that all others are no longer configured.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn note_projects<'a>(&self, names: impl IntoIterator<Item = &'a ProjectName>) -> Result<(), StoreError> {
-        let mut tx = self.begin("note the projects").await?;
-        sqlx::query!("update projects set configured = 0")
-            .execute(&mut *tx)
-            .await
-            .map_err(during("note the projects"))?;
-        for name in names {
-            sqlx::query!(
-                "insert into projects (name, configured) values (?, 1) on conflict (name) do update set configured = 1",
-                name
-            )
-            .execute(&mut *tx)
-            .await
-            .map_err(during("note a project"))?;
-        }
-        tx.commit().await.map_err(during("note the projects"))
     }
 }
 

@@ -126,6 +126,15 @@ impl Harness {
         self.daemon.as_ref().expect("the daemon runs")
     }
 
+    /// Has the daemon read its file again, without the project, and with what is given in its place.
+    pub(crate) async fn forget_project(&self, instead: &str) {
+        let text = config_text(self.dir.path());
+        let (before, _) = text.split_once("[projects").expect("the file names a project");
+        let path = self.dir.path().join("config.toml");
+        std::fs::write(&path, format!("{instead}{before}")).unwrap();
+        self.daemon().reload(&path).await.unwrap();
+    }
+
     /// The rows.
     pub(crate) fn store(&self) -> &Store {
         self.daemon().store()

@@ -31,3 +31,16 @@ async fn what_a_reboot_took_is_made_again() {
     harness.until("up again", async |harness| harness.get("api-main.shop.example.com", "/").await.0 == 200).await;
     harness.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_leaves_the_file_serves_on_unless_it_is_to_be_pruned() {
+    let mut harness = Harness::start().await;
+    harness.deploy("main", &commit('a'), Script::api("1")).await;
+    harness.forget_project("").await;
+    assert_eq!(harness.get("api-main.shop.example.com", "/").await.0, 200);
+    assert_eq!(harness.push("main", &commit('b')).await.0, 404, "it takes no webhooks");
+    assert!(!harness.store().list_projects().await.unwrap()[0].configured);
+    harness.forget_project("prune_projects = true\n").await;
+    harness.until("gone", async |harness| harness.get("api-main.shop.example.com", "/").await.0 == 404).await;
+    harness.finish().await;
+}
