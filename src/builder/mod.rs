@@ -9,7 +9,7 @@
 mod unit;
 pub mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 use crate::config;
 use crate::host::{Machine, UnitState};
 use crate::model::settings::Manifest;
-use crate::model::{BuildId, BuildState, UnitName};
+use crate::model::{BuildId, BuildState, ServiceName, UnitName};
 use crate::store::{BuildOutcome, ClaimedBuild, NewArtifact, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
@@ -224,35 +224,45 @@ async fn make(ctx: &Context, build: &ClaimedBuild) -> anyhow::Result<BuildOutcom
     let Some(manifest) = report.manifest else {
         return Ok(BuildOutcome::Failed(report.failure.unwrap_or_else(|| "the worker gave no reason".to_owned())));
     };
-    record(ctx, build, &manifest, report.targets).await?;
-    Ok(BuildOutcome::Finished(manifest))
-}
-
-async fn record(
-    ctx: &Context,
-    build: &ClaimedBuild,
-    manifest: &Manifest,
-    mut reports: std::collections::BTreeMap<crate::model::ServiceName, TargetReport>,
-) -> anyhow::Result<()> {
-    for (name, settings) in &manifest.targets {
-        let (result, nix_ms) = match reports.remove(name) {
-            Some(TargetReport::Built { program, nix_ms }) => match ctx.machine.build_output(build.id, name).await {
-                Ok(path) => {
-                    ctx.machine.ensure_gc_root(build.id, name, &path).await?;
-                    (Ok((path, program)), nix_ms)
-                }
-                Err(err) => (Err(chain(&err)), nix_ms),
-            },
-            Some(TargetReport::Failed { reason }) => (Err(reason), 0),
-            None => (Err("the worker did not report on it".to_owned()), 0),
-        };
-        let nix_ms = i64::try_from(nix_ms).unwrap_or(i64::MAX);
-        let artifact = NewArtifact { name: name.clone(), settings: settings.clone(), result, nix_ms };
+    let begun = Instant::now();
+    let artifacts = keep(ctx, build, &manifest, report.targets).await?;
+    let keeping_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    ctx.store.note_build_times(build.id, None, Some(unit::clamp(report.nix_ms.saturating_add(keeping_ms)))).await?;
+    for artifact in artifacts {
+        let NewArtifact { name, nix_ms, .. } = &artifact;
         let state =
             ctx.store.record_artifact(build, &artifact).await.with_context(|| format!("cannot record `{name}`"))?;
         info!(service.name = %name, nix_ms, "`{name}` of build {} is {state}", build.id);
     }
-    Ok(())
+    Ok(BuildOutcome::Finished(manifest))
+}
+
+/// Checks what the worker made for each service and site, and has Nix keep it.
+async fn keep(
+    ctx: &Context,
+    build: &ClaimedBuild,
+    manifest: &Manifest,
+    mut reports: BTreeMap<ServiceName, TargetReport>,
+) -> anyhow::Result<Vec<NewArtifact>> {
+    let artifacts = manifest.targets.iter().map(|(name, settings)| {
+        let report = reports.remove(name);
+        async move {
+            let (result, nix_ms) = match report {
+                Some(TargetReport::Built { program, nix_ms }) => match ctx.machine.build_output(build.id, name).await {
+                    Ok(path) => {
+                        ctx.machine.ensure_gc_root(build.id, name, &path).await?;
+                        (Ok((path, program)), nix_ms)
+                    }
+                    Err(err) => (Err(chain(&err)), nix_ms),
+                },
+                Some(TargetReport::Failed { reason }) => (Err(reason), 0),
+                None => (Err("the worker did not report on it".to_owned()), 0),
+            };
+            let (name, settings) = (name.clone(), settings.clone());
+            anyhow::Ok(NewArtifact { name, settings, result, nix_ms: unit::clamp(nix_ms) })
+        }
+    });
+    futures_util::future::try_join_all(artifacts).await
 }
 
 /// Whether a unit runs, or is about to.

@@ -68,13 +68,7 @@ pub(super) async fn fetch_and_build(
         credentials: Vec::new(),
         timeout_secs: timeout_secs + GRACE_SECS,
     };
-    match phase::<BuildReport>(&*ctx.machine, &spec).await? {
-        Ok(report) => {
-            ctx.store.note_build_times(build.id, None, Some(clamp(report.nix_ms))).await?;
-            Ok(Ok(report))
-        }
-        Err(reason) => Ok(Err(format!("the build {reason}"))),
-    }
+    Ok(phase::<BuildReport>(&*ctx.machine, &spec).await?.map_err(|reason| format!("the build {reason}")))
 }
 
 /// Runs one unit to its end and reads its report. The inner `Err` says how it ended without one.
@@ -114,6 +108,7 @@ fn credentials(access: &GitAccess) -> Vec<(&'static str, PathBuf)> {
     }
 }
 
-fn clamp(ms: u64) -> i64 {
+/// Milliseconds as the rows keep them.
+pub(super) fn clamp(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }

@@ -296,7 +296,8 @@ fn announce(ctx: &Context, deployment: &ClaimedDeployment, next: Next) {
             info!(
                 project.name = %target.project, branch.name = %target.branch.name(), service.name = %target.name,
                 build.id = %deployment.build_id, deployment.id = %deployment.id,
-                "Deployed `{}` of {} from {}: http://{}", target.name, target.project, target.branch.name(), target.host
+                "Deployed `{}` of {} from {}: {}", target.name, target.project, target.branch.name(),
+                ctx.config.load().url_of(&target.host)
             );
             // The version it replaced has a drain to do.
             ctx.bell.ring();
