@@ -22,3 +22,4 @@ mod pulls;
 mod pushes;
 mod restart;
 mod sites;
+mod under_load;

@@ -53,6 +53,7 @@ pub(crate) struct Deployment {
     pub(crate) port: Option<u16>,
     pub(crate) journal_tag: String,
     pub(crate) unnamed: bool,
+: Option<i64>,
     #[serde(default)]
     pub(crate) events: Vec<Event>,
 }

@@ -83,6 +83,11 @@ impl App {
         self
     }
 
+    pub(crate) fn program(mut self, path: &str, content: &str) -> Self {
+        self.extra.insert(path.to_owned(), Entry::Program(content.into()));
+        self
+    }
+
     pub(crate) fn link(mut self, path: &str, to: &str) -> Self {
         self.extra.insert(path.to_owned(), Entry::Link(to.to_owned()));
         self

@@ -88,4 +88,9 @@ impl Connection {
         };
         timeout(ANSWER_MAX, exchange).await.map_err(|_| "no answer in time".to_owned())?
     }
+
+    /// Whether the server has closed it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
 }

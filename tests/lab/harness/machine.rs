@@ -133,3 +133,10 @@ pub(crate) async fn kennel_journal(cursor: &str) -> String {
     let after = format!("--after-cursor={cursor}");
     ok("journalctl", &["--quiet", "--no-pager", "--output=cat", "--unit=kennel.service", &after]).await
 }
+
+/// A resident set, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
