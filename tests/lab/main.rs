@@ -1,6 +1,25 @@
-//! What needs a real machine: run by `tests/lab/lab test`, never on the host itself.
+//! The lab: the real kennel against real systemd, Nix, git and sockets, inside a machine of its own.
+//!
+//! `tests/lab/lab test` boots that machine and runs these tests in it, as root and one after the other: each takes the
+//! whole machine, begins from nothing, and ends by looking whether kennel gave everything back. Those of [`host`] try
+//! the layer below alone.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 #![allow(clippy::print_stdout, reason = "a test tells what it measured")]
 
+mod harness;
+
+mod bad_input;
+mod cancel;
+mod environment;
+mod failures;
 mod host;
+mod isolation;
+mod names;
+mod operator;
+mod private_repos;
+mod pulls;
+mod pushes;
+mod restart;
+mod sites;
+mod under_load;

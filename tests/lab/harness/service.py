@@ -1,0 +1,145 @@
+#!/usr/bin/python3 -I
+"""The service of the lab's test repositories: tells who it is, and misbehaves when it is told to."""
+
+import base64
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+VERSION = "@VERSION@"
+MODE, _, DETAIL = "@MODE@".partition(":")
+
+PORT = int(os.environ["PORT"])
+DATA = os.path.join(os.environ["KENNEL_DATA_DIR"], "data")
+
+
+class Service(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        if path == "/health":
+            self.answer(*health())
+        elif path == "/":
+            self.answer(200, {"version": VERSION, "pid": os.getpid(), "listening_at": self.server.listening_at})
+        elif path == "/slow":
+            time.sleep(1.5)
+            self.answer(200, {"version": VERSION})
+        elif path == "/env":
+            self.answer(200, dict(os.environ))
+        elif path == "/headers":
+            self.answer(200, {name.lower(): value for name, value in self.headers.items()})
+        elif path == "/data":
+            with open(DATA, encoding="utf-8") as file:
+                self.answer(200, file.read())
+        elif path == "/fetch":
+            self.answer(200, fetch(query))
+        elif path == "/read":
+            self.answer(200, read(query))
+        elif path == "/crash":
+            os._exit(4)
+        elif path == "/ws":
+            self.echo()
+        else:
+            self.answer(404, {"nothing": path})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        with open(DATA, "wb") as file:
+            file.write(body)
+        self.answer(200, len(body))
+
+    def answer(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def echo(self):
+        """A WebSocket that sends back what it gets (RFC 6455), in frames of less than 126 bytes."""
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            head = self.rfile.read(6)
+            if len(head) < 6:
+                return
+            length, mask = head[1] & 0x7F, head[2:]
+            payload = bytes(byte ^ mask[at % 4] for at, byte in enumerate(self.rfile.read(length)))
+            self.wfile.write(bytes([head[0], length]) + payload)
+            if head[0] & 0xF == 8:
+                return
+
+    def log_message(self, format, *args):
+        pass
+
+
+def health():
+    if MODE == "sick":
+        return 503, "not today"
+    if MODE == "gated" and not os.path.exists(DETAIL):
+        return 503, "waiting"
+    return 200, "ok"
+
+
+def fetch(query):
+    """Asks another server for something, as METHOD,URL; tells the status."""
+    method, _, url = query.partition(",")
+    data = b"" if method == "POST" else None
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=5).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError as error:
+        return str(error)
+
+
+def read(path):
+    try:
+        if os.path.isdir(path):
+            return sorted(os.listdir(path))
+        with open(path, "rb") as file:
+            return file.read(4096).decode(errors="replace")
+    except OSError as error:
+        return f"error: {error.strerror}"
+
+
+class Server(ThreadingHTTPServer):
+    # SIGTERM ends it at once: who stops it too early is found out.
+    daemon_threads = True
+    request_queue_size = 128
+
+    def server_activate(self):
+        super().server_activate()
+        self.listening_at = time.time() * 1000
+
+
+def main():
+    print(f"this is version {VERSION}", flush=True)
+    if MODE == "exit":
+        print("cannot go on: the table `dogs` is missing", file=sys.stderr, flush=True)
+        sys.exit(3)
+    if MODE == "mute":
+        threading.Event().wait()
+    if MODE == "elsewhere":
+        Server(("127.0.0.1", int(DETAIL)), Service).serve_forever()
+    if MODE == "late":
+        time.sleep(float(DETAIL))
+    Server((os.environ["HOST"], PORT), Service).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
