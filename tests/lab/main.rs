@@ -10,6 +10,7 @@
 mod harness;
 
 mod bad_input;
+mod bench;
 mod cancel;
 mod environment;
 mod failures;
@@ -17,9 +18,11 @@ mod host;
 mod isolation;
 mod names;
 mod operator;
+mod ordinary;
 mod private_repos;
 mod pulls;
 mod pushes;
 mod restart;
 mod sites;
 mod under_load;
+mod worker;

@@ -21,7 +21,10 @@ pub(crate) struct Build {
     pub(crate) branch: String,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
+    pub(crate) queued_at: i64,
     pub(crate) started_at: Option<i64>,
+    pub(crate) finished_at: Option<i64>,
+    pub(crate) fetch_ms: Option<i64>,
     pub(crate) nix_ms: Option<i64>,
     #[serde(default)]
     pub(crate) artifacts: Vec<Artifact>,
@@ -53,7 +56,8 @@ pub(crate) struct Deployment {
     pub(crate) port: Option<u16>,
     pub(crate) journal_tag: String,
     pub(crate) unnamed: bool,
-: Option<i64>,
+    pub(crate) started_at: Option<i64>,
+    pub(crate) live_at: Option<i64>,
     #[serde(default)]
     pub(crate) events: Vec<Event>,
 }
@@ -61,6 +65,8 @@ pub(crate) struct Deployment {
 /// One attempt at one step.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Event {
+    pub(crate) at: i64,
+    pub(crate) step: String,
     pub(crate) duration_ms: i64,
 }
 
