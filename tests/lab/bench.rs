@@ -137,7 +137,7 @@ async fn bench_answer_to_a_webhook() {
     lab.push("hello", "held", &App::default().with(Service::new("api", "one").behind(&gate))).await;
     gate.reached().await;
     let mut answers = Vec::new();
-    for n in 0..DELIVERIES {
+    for n in 1..=DELIVERIES {
         let payload = delivery::push("hello", "main", None, &format!("{n:040x}"));
         let delivery = lab.delivery("hello", "push", &payload);
         let sent = Instant::now();
