@@ -314,7 +314,11 @@ async fn a_target_is_torn_down_by_one_of_its_deployments() {
     assert_eq!(harness.api.store.due_teardowns().await.unwrap().len(), 1);
     assert_eq!(harness.post("/deployments/2/teardown", Value::Null).await.status, 404);
     harness.api.store.skip_deployment(1.into(), "the same").await.unwrap();
-    assert_eq!(harness.post("/deployments/1/teardown", Value::Null).await.status, 409);
+    let ended = "/deployments/1/teardown";
+    assert_eq!(harness.post(ended, Value::Null).await.status, 202, "its target has no other that could be meant");
+    harness.push("heads/main", OTHER, Some("d2")).await;
+    harness.finish(&harness.claim().await).await;
+    assert_eq!(harness.post(ended, Value::Null).await.status, 409, "it does not speak for the newer one");
 }
 
 #[tokio::test]
