@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kennel::host::fake::Behaviour;
-use kennel::model::DeploymentState as S;
+use kennel::model::{DeploymentState as S, Step};
 use rstest::rstest;
 
 use crate::harness::{Harness, Script, commit, store_path};
@@ -43,7 +43,8 @@ async fn a_neighbour_on_the_port_gets_no_traffic() {
     harness.push("main", &commit('a')).await;
     harness
         .until("waiting for health", async |harness| {
-            harness.deployments().await.first().is_some_and(|deployment| deployment.port.is_some())
+            // Before that step, the port would be passed over for another.
+            harness.deployments().await.first().is_some_and(|one| one.step == Some(Step::AwaitHealthy))
         })
         .await;
     let port = harness.deployments().await[0].port.unwrap();
