@@ -162,9 +162,12 @@ mod tests {
         assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
         assert!(started.elapsed() < Duration::from_secs(5));
         for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
-            // A killed grandchild may be a zombie until the machine's init reaps it.
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            assert!(stat.is_empty() || stat.contains(") Z "), "{pid} still runs: {stat}");
+            // A killed grandchild dies when it is next scheduled, and is a zombie until the machine's init reaps it.
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            while !(stat().is_empty() || stat().contains(") Z ")) {
+                assert!(started.elapsed() < Duration::from_secs(5), "{pid} still runs: {}", stat());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
 
