@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod key;
 pub mod machine;
 pub mod services;
 
