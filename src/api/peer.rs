@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-/// How often the kernel's table is read before a row counts as missing: one that changes while it is read may
-/// skip rows.
-const READS: usize = 3;
+/// How often the kernel's table is read before a row counts as missing or ambiguous: while connections come and go,
+/// one reading may skip a row, or show it beside that of an earlier connection with the same ends.
+const READS: usize = 8;
 
 /// The user whose socket is at the other end of a connection from `peer` to `local`. Blocks.
 ///
@@ -30,13 +30,17 @@ pub(super) fn owner(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<u3
                 owners.extend(row_of(&row?, peer, local));
             }
         }
-        match owners[..] {
-            [Row { uid, inode }] => return Ok((inode != 0).then_some(uid)),
-            [] => {}
-            _ => return Ok(None),
+        if let Some(Row { uid, inode }) = the_only(&owners) {
+            return Ok((inode != 0).then_some(uid));
         }
     }
     Ok(None)
+}
+
+/// The row that was found, be it twice in one reading.
+fn the_only(owners: &[Row]) -> Option<Row> {
+    let first = *owners.first()?;
+    owners.iter().all(|row| *row == first).then_some(first)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +132,15 @@ mod tests {
         #[case] expected: Option<(u32, u64)>,
     ) {
         assert_eq!(row_of(line, peer, local), expected.map(|(uid, inode)| Row { uid, inode }));
+    }
+
+    #[test]
+    fn a_row_shown_twice_is_one_and_two_different_ones_are_none() {
+        let row = |uid, inode| Row { uid, inode };
+        assert_eq!(the_only(&[]), None);
+        assert_eq!(the_only(&[row(1000, 7), row(1000, 7)]), Some(row(1000, 7)));
+        assert_eq!(the_only(&[row(0, 0), row(1000, 7)]), None);
+        assert_eq!(the_only(&[row(1000, 7), row(1000, 8)]), None);
     }
 
     #[test]
