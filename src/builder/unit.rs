@@ -54,38 +54,51 @@ pub(super) async fn fetch_and_build(
         credentials: credentials(&project.git_access),
         timeout_secs: FETCH_TIMEOUT_SECS,
     };
-    match phase::<FetchReport>(&*ctx.machine, &fetch).await? {
-        Ok(FetchReport::Fetched { duration_ms }) => {
-            ctx.store.note_build_times(build.id, Some(clamp(duration_ms)), None).await?;
-        }
-        Ok(FetchReport::Failed { reason }) => return Ok(Err(reason)),
-        Err(reason) => return Ok(Err(format!("the fetch {reason}"))),
-    }
-
+    // Begins when it is released. Started now, it is ready when the fetch has ended.
     let spec = BuildUnitSpec {
         build: build.id,
         phase: BuildPhase::Build,
         credentials: Vec::new(),
-        timeout_secs: timeout_secs + GRACE_SECS,
+        timeout_secs: FETCH_TIMEOUT_SECS + timeout_secs + GRACE_SECS,
     };
-    Ok(phase::<BuildReport>(&*ctx.machine, &spec).await?.map_err(|reason| format!("the build {reason}")))
+    let machine = &*ctx.machine;
+    ensure_started(machine, &fetch).await?;
+    ensure_started(machine, &spec).await?;
+    let fetched = match outcome::<FetchReport>(machine, &fetch).await? {
+        Ok(FetchReport::Fetched { duration_ms }) => Ok(duration_ms),
+        Ok(FetchReport::Failed { reason }) => Err(reason),
+        Err(reason) => Err(format!("the fetch {reason}")),
+    };
+    match fetched {
+        Ok(duration_ms) => {
+            machine.release_build(build.id).await?;
+            ctx.store.note_build_times(build.id, Some(clamp(duration_ms)), None).await?;
+        }
+        Err(reason) => {
+            machine.stop_unit(&spec.unit()).await?;
+            return Ok(Err(reason));
+        }
+    }
+    Ok(outcome::<BuildReport>(machine, &spec).await?.map_err(|reason| format!("the build {reason}")))
 }
 
-/// Runs one unit to its end and reads its report. The inner `Err` says how it ended without one.
-async fn phase<Report: DeserializeOwned>(
+/// Has a unit do its work, unless it has reported already.
+async fn ensure_started(machine: &dyn Machine, spec: &BuildUnitSpec) -> anyhow::Result<()> {
+    if machine.build_report(spec.build, spec.phase).await?.is_none() {
+        machine.start_build(spec).await?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of a unit and reads its report. The inner `Err` says how it ended without one.
+async fn outcome<Report: DeserializeOwned>(
     machine: &dyn Machine,
     spec: &BuildUnitSpec,
 ) -> anyhow::Result<Result<Report, String>> {
-    let parse = |report: &[u8]| {
-        serde_json::from_slice(report).with_context(|| format!("the report of {} is not readable", spec.unit()))
-    };
-    if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
-        return Ok(Ok(parse(&report)?));
-    }
-    machine.start_build(spec).await?;
     let end = machine.wait_unit(&spec.unit()).await?;
     if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
-        return Ok(Ok(parse(&report)?));
+        let parsed = serde_json::from_slice(&report);
+        return Ok(Ok(parsed.with_context(|| format!("the report of {} is not readable", spec.unit()))?));
     }
     Ok(Err(match end {
         UnitState::Dead { result } if result.contains("timeout") => {

@@ -69,9 +69,12 @@ pub struct SiteLink {
 pub enum BuildPhase {
     /// Fetch the commit: has the credentials, evaluates nothing.
     Fetch,
-    /// Read kennel.toml and run Nix: has no credentials.
+    /// Read kennel.toml and run Nix: has no credentials. May be started beside the fetch, and begins once released.
     Build,
 }
+
+/// The file in a build's work directory whose presence releases [`BuildPhase::Build`].
+pub const RELEASED: &str = "released";
 
 /// Everything needed to start one half of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,6 +219,8 @@ pub trait Machine: Send + Sync + 'static {
     /// Starts one half of a build in its transient unit, unless it runs already. What an earlier run
     /// of that half reported is removed first.
     async fn start_build(&self, spec: &BuildUnitSpec) -> Result<(), HostError>;
+    /// Tells the build's second half, which waits for it, that the first has ended and its credentials are gone.
+    async fn release_build(&self, build: BuildId) -> Result<(), HostError>;
     /// Returns once the unit does not run any more; at once when there is none. Tells how it ended, if systemd still knows.
     async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError>;
     /// What the worker wrote of one half, or `None` when it has not finished. Follows no links; bounded.

@@ -85,6 +85,7 @@ impl Worker {
         let state = self.state.path().display();
         fs::create_dir_all(self.work()).unwrap();
         fs::create_dir_all(self.state.path().join("logs/1")).unwrap();
+        fs::write(self.work().join("released"), "").unwrap();
         fs::write(self.work().join("job.json"), serde_json::to_vec(&self.job).unwrap()).unwrap();
         sh(&format!("chown -R kennel-build: {state}; chmod 755 {state}")).await;
         let mut unit = Command::new("systemd-run");

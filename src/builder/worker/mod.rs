@@ -28,10 +28,12 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use ::nix::errno::Errno;
+use ::nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{BuildJob, BuildPhase};
+use crate::host::{BuildJob, BuildPhase, RELEASED};
 use crate::model::settings::Manifest;
 use crate::model::{BuildId, ProgramName, ServiceName};
 
@@ -100,10 +102,27 @@ pub fn run(phase: BuildPhase, build: BuildId, state_dir: &Path) -> anyhow::Resul
             write_report(&dirs.work.join("fetch.json"), &report)
         }
         BuildPhase::Build => {
+            await_release(&dirs.work)?;
             let report = runtime.block_on(build::run(dirs.clone(), job))?;
             write_report(&dirs.work.join("build.json"), &report)
         }
     }
+}
+
+/// Blocks until the daemon says that the fetch has ended. The unit is started beside the fetch's, since that takes
+/// systemd a while; until then nothing of the repository is looked at.
+fn await_release(work: &Path) -> anyhow::Result<()> {
+    let changes = Inotify::init(InitFlags::IN_CLOEXEC).context("cannot watch for the release of the build")?;
+    changes
+        .add_watch(work, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+        .with_context(|| format!("cannot watch `{}`", work.display()))?;
+    while !work.join(RELEASED).try_exists()? {
+        match changes.read_events() {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(err) => return Err(err).with_context(|| format!("cannot watch `{}`", work.display())),
+        }
+    }
+    Ok(())
 }
 
 /// Where things lie.
@@ -190,6 +209,24 @@ mod tests {
         fs::rename(lab.dirs.work, &moved).unwrap();
         let err = run(BuildPhase::Fetch, BuildId(2), state.path()).unwrap_err();
         assert!(err.to_string().contains("describes build 1, not 2"), "{err:#}");
+    }
+
+    #[test]
+    fn a_build_begins_once_it_is_released_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (said, hear) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                await_release(dir.path()).unwrap();
+                said.send(()).unwrap();
+            });
+            fs::write(dir.path().join("checkout"), "").unwrap();
+            let early = hear.recv_timeout(std::time::Duration::from_millis(200));
+            assert!(early.is_err(), "it began before it was released");
+            fs::write(dir.path().join(RELEASED), "").unwrap();
+            hear.recv().unwrap();
+        });
+        await_release(dir.path()).unwrap();
     }
 
     #[test]

@@ -16,6 +16,7 @@ impl State {
         self.jobs.remove(&build);
         self.plans.remove(&build);
         self.outputs.remove(&build);
+        self.released.remove(&build);
         self.reports.retain(|(of, _), _| *of != build);
     }
 
@@ -51,10 +52,18 @@ impl FakeMachine {
         }
         state.plans.insert(build, plan.clone());
         state.reports.remove(&(build, phase));
-        let (machine, of) = (self.downgrade(), unit.clone());
+        let (machine, of, mut changed) = (self.downgrade(), unit.clone(), self.inner.changed.subscribe());
         let task = self.spawn(async move {
-            if let (BuildPhase::Build, Some(gate)) = (phase, &plan.gate) {
-                gate.pass().await;
+            if phase == BuildPhase::Build {
+                while machine().is_some_and(|machine| !machine.state().released.contains(&build)) {
+                    // The sender is the machine's: gone, there is nothing to wait for.
+                    if changed.changed().await.is_err() {
+                        return;
+                    }
+                }
+                if let Some(gate) = &plan.gate {
+                    gate.pass().await;
+                }
             }
             if let Some(machine) = machine() {
                 machine.state().finish_build(&of, build, phase, plan);
@@ -66,7 +75,7 @@ impl FakeMachine {
     }
 
     /// A way back to this machine for its own tasks, which must not keep it alive.
-    fn downgrade(&self) -> impl FnOnce() -> Option<Self> + Send + 'static {
+    fn downgrade(&self) -> impl Fn() -> Option<Self> + Send + 'static {
         let inner = std::sync::Arc::downgrade(&self.inner);
         move || inner.upgrade().map(|inner| Self { inner })
     }
@@ -129,6 +138,7 @@ mod tests {
 
         let unit = spec(build, BuildPhase::Build);
         machine.start_build(&unit).await.unwrap();
+        machine.release_build(build).await.unwrap();
         gate.reached().await;
         assert_eq!(machine.build_report(build, BuildPhase::Build).await.unwrap(), None);
         let after_a_restart_of_the_daemon = machine.clone();
@@ -152,6 +162,7 @@ mod tests {
         machine.ensure_build_dirs(build, &job(build)).await.unwrap();
         let spec = spec(build, BuildPhase::Build);
         machine.start_build(&spec).await.unwrap();
+        machine.release_build(build).await.unwrap();
         gate.reached().await;
         let unit = spec.unit();
         let (ended, stopped) = tokio::join!(machine.wait_unit(&unit), machine.stop_unit(&unit));

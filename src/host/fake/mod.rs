@@ -93,6 +93,7 @@ struct State {
     /// What the worker of each build does, asked once.
     plans: BTreeMap<BuildId, FakeBuild>,
     log_dirs: BTreeSet<BuildId>,
+    released: BTreeSet<BuildId>,
     reports: BTreeMap<(BuildId, BuildPhase), Vec<u8>>,
     outputs: BTreeMap<BuildId, BTreeMap<ServiceName, StorePath>>,
     build_units: BTreeMap<UnitName, tokio::task::AbortHandle>,
@@ -270,6 +271,15 @@ impl Machine for FakeMachine {
 
     async fn start_build(&self, spec: &BuildUnitSpec) -> Result<(), HostError> {
         self.act(Op::StartBuild, async || self.start_worker(spec)).await
+    }
+
+    async fn release_build(&self, build: BuildId) -> Result<(), HostError> {
+        self.act(Op::ReleaseBuild, async || {
+            self.state().released.insert(build);
+            self.inner.changed.send_replace(());
+            Ok(())
+        })
+        .await
     }
 
     async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError> {

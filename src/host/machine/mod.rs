@@ -28,7 +28,8 @@ use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
 use self::systemd::Systemd;
 use super::{
-    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, SiteLink, UnitSpec, UnitState,
+    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SiteLink, UnitSpec,
+    UnitState,
 };
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -301,6 +302,11 @@ impl Machine for SystemdMachine {
         blocking(action, move || Ok(files::remove(&report)?)).await?;
         let started = self.systemd.start_transient(&unit, properties).await;
         started.map_err(|fault| HostError::new(action(), fault))
+    }
+
+    async fn release_build(&self, build: BuildId) -> Result<(), HostError> {
+        let mark = self.layout.work_dir(build).join(RELEASED);
+        blocking(|| format!("release build {build}"), move || Ok(files::replace(&mark, b"", 0o444)?)).await
     }
 
     async fn wait_unit(&self, unit: &UnitName) -> Result<UnitState, HostError> {
