@@ -5,12 +5,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Context, StepError};
-use crate::host::services::probe;
+use crate::host::services::probe::{self, ProbeFailure};
 use crate::host::{Listener, UnitState};
 use crate::model::settings::ServiceSettings;
 use crate::model::{Ending, HealthCheck, Port, Settings, UnitName};
 use crate::store::ClaimedDeployment;
 
+/// How often the unit is looked at.
+const WATCH: Duration = Duration::from_millis(100);
 /// How many of the journal's last lines a failure keeps.
 const JOURNAL_LINES: usize = 20;
 
@@ -24,26 +26,18 @@ pub(super) async fn await_healthy(ctx: &Context, deployment: &ClaimedDeployment)
     let unit = deployment.target.tag.unit(deployment.id);
     let begun = Instant::now();
     let deadline = begun + Duration::from_secs(service.health_check_timeout_secs.into());
-    let mut waits = waits();
+    let mut looked_at = None;
     loop {
-        match ctx.machine.unit_state(&unit).await? {
-            UnitState::Dead { result } | UnitState::Restarting { result } => {
-                return unfit(ctx, &unit, format!("it exited before it was healthy ({result})")).await;
-            }
-            // The machine has been switched off since the unit was started: its files were in `/run`.
-            UnitState::Absent => super::restore(ctx, deployment).await?,
-            UnitState::Active { .. } | UnitState::Activating | UnitState::Deactivating => {}
+        if looked_at.is_none_or(|at: Instant| at.elapsed() >= WATCH) {
+            ensure_running(ctx, deployment, &unit).await?;
+            looked_at = Some(Instant::now());
         }
-        let last = match probe_once(deployment, service, port, deadline).await {
+        let asked = Instant::now();
+        let last = match probe(deployment, service, port, deadline).await {
             Ok(()) => return own_listener(ctx, &unit, port).await,
             Err(failure) => failure,
         };
-        let next = Instant::now() + waits.next().unwrap_or(Duration::from_secs(15));
-        if next >= deadline {
-            sleep_until(deadline).await;
-            if probe_once(deployment, service, port, deadline + Duration::from_secs(1)).await.is_ok() {
-                return own_listener(ctx, &unit, port).await;
-            }
+        if Instant::now() >= deadline {
             let what = match &service.health_check {
                 HealthCheck::Http(path) => format!("`GET {path}` on port {port} {last}"),
                 HealthCheck::Tcp => format!("port {port} {last}"),
@@ -51,33 +45,63 @@ pub(super) async fn await_healthy(ctx: &Context, deployment: &ClaimedDeployment)
             let secs = service.health_check_timeout_secs;
             return unfit(ctx, &unit, format!("it was not healthy within {secs} s: {what}")).await;
         }
+        let next = match last {
+            ProbeFailure::Refused => Instant::now() + pause_when_refused(begun.elapsed()),
+            _ => asked + pause(begun.elapsed()),
+        };
+        let next = next.min(deadline);
+        while Instant::now() + WATCH < next {
+            sleep_until(Instant::now() + WATCH).await;
+            ensure_running(ctx, deployment, &unit).await?;
+        }
         sleep_until(next).await;
     }
 }
 
-/// Every 50 ms in the first second, then after 1, 2, 4, 8 and 15 s.
-fn waits() -> impl Iterator<Item = Duration> {
-    std::iter::repeat_n(Duration::from_millis(50), 20)
-        .chain([1, 2, 4, 8].map(Duration::from_secs))
-        .chain(std::iter::repeat(Duration::from_secs(15)))
+/// A unit that has exited fails at once.
+async fn ensure_running(ctx: &Context, deployment: &ClaimedDeployment, unit: &UnitName) -> Result<(), StepError> {
+    match ctx.machine.unit_state(unit).await? {
+        UnitState::Dead { result } | UnitState::Restarting { result } => {
+            unfit(ctx, unit, format!("it exited before it was healthy ({result})")).await
+        }
+        // The machine has been switched off since the unit was started: its files were in `/run`.
+        UnitState::Absent => Ok(super::restore(ctx, deployment).await?),
+        UnitState::Active { .. } | UnitState::Activating | UnitState::Deactivating => Ok(()),
+    }
 }
 
-async fn probe_once(
+/// How long after one probe the next is due: 50 ms in the first second, then 1, 2, 4, 8 and 15 s.
+fn pause(since_start: Duration) -> Duration {
+    match since_start.as_secs() {
+        0 => Duration::from_millis(50),
+        1 => Duration::from_secs(1),
+        2..4 => Duration::from_secs(2),
+        4..8 => Duration::from_secs(4),
+        8..16 => Duration::from_secs(8),
+        _ => Duration::from_secs(15),
+    }
+}
+
+/// The same while nobody listens, when asking is no burden to anybody: 5 ms at first, slowing down to 100 ms.
+fn pause_when_refused(since_start: Duration) -> Duration {
+    (since_start / 50).clamp(Duration::from_millis(5), Duration::from_millis(100))
+}
+
+/// Asks once. What answers may take a second longer than the deadline.
+async fn probe(
     deployment: &ClaimedDeployment,
     service: &ServiceSettings,
     port: Port,
     deadline: Instant,
-) -> Result<(), String> {
-    let probe = async {
+) -> Result<(), ProbeFailure> {
+    let asking = async {
         match &service.health_check {
             HealthCheck::Http(path) => probe::http(port, path, &deployment.target.host).await,
             HealthCheck::Tcp => probe::tcp(port).await,
         }
     };
-    match tokio::time::timeout_at(deadline, probe).await {
-        Ok(result) => result.map_err(|failure| failure.to_string()),
-        Err(_) => Err("did not answer in time".to_owned()),
-    }
+    let limit = deadline + Duration::from_secs(1);
+    tokio::time::timeout_at(limit, asking).await.unwrap_or(Err(ProbeFailure::TimedOut))
 }
 
 /// What answered must be the unit's own: a neighbour squatting on the port would get the traffic otherwise.
