@@ -32,13 +32,13 @@ const COLUMNS: [(&str, &str); 13] = [
     ("claim", "accepted to claimed by a worker"),
     ("git", "inside git"),
     ("nix", "inside nix"),
-    ("build", "the rest of the build: two units, root, record, hand-over"),
+    ("build", "the rest of the build: its units, root, record, hand-over"),
     ("pending", "build ended to deployment begun"),
     ("allocate", "step: port"),
     ("write_env", "step: environment file"),
     ("install_unit", "step: unit file, reload"),
-    ("start_unit", "step: systemd starts it"),
-    ("service", "the service's own start, until it listens"),
+    ("start_unit", "the service's own start: until systemd has executed its program"),
+    ("service", "the service's own start: until it listens"),
     ("probe", "listening to known as healthy"),
     ("switch_route", "step: route"),
 ];
@@ -66,7 +66,7 @@ fn split(build: &Build, deployment: &Deployment, webhook: Duration, listening_at
     for name in ["allocate", "write_env", "install_unit", "start_unit", "switch_route"] {
         split.insert(name, step(name).duration_ms as f64);
     }
-    let own_share = split["total"] - git - nix - own;
+    let own_share = split["total"] - git - nix - split["start_unit"] - own;
     split.insert("share", own_share);
     split
 }
@@ -90,7 +90,9 @@ fn print_table(splits: &[Split]) {
     for (name, meaning) in COLUMNS {
         println!("  {name}: {meaning}");
     }
-    println!("  total: accepted to live; share: the total less git, nix and the service's own start");
+    println!(
+        "  total: accepted to live; share: the total less git, nix and the service's own start (start_unit, service)"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
