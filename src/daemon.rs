@@ -21,6 +21,7 @@ use crate::builder::{self, Builder};
 use crate::config::{self, Config};
 use crate::deployer::{self, Deployer, Interrupt};
 use crate::host::Machine;
+use crate::host::key::HostKey;
 use crate::host::machine::{MachineConfig, SystemdMachine};
 use crate::model::ProjectName;
 use crate::reconciler::Reconciler;
@@ -116,6 +117,7 @@ impl Running {
         tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
         let lock = lock(&state_dir.join("kennel.lock"))?;
         let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
+        let key = host_key(&state_dir).await?;
         let store = Store::open(&state_dir.join("kennel.db")).await?;
         note_projects(&store, &config).await?;
 
@@ -159,6 +161,7 @@ impl Running {
             machine: parts.machine.clone(),
             router: handle.clone(),
             config: shared.clone(),
+            key,
             run: run.clone(),
             bell: deployer_bell.clone(),
             ended: ended.clone(),
@@ -277,6 +280,13 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, errno)| errno)
         .with_context(|| format!("another kennel uses {}", path.display()))
+}
+
+async fn host_key(state_dir: &Path) -> anyhow::Result<HostKey> {
+    let dir = state_dir.to_owned();
+    Ok(tokio::task::spawn_blocking(move || HostKey::ensure(&dir))
+        .await
+        .context("reading the key was interrupted")??)
 }
 
 async fn read_secrets(config: &Config) -> anyhow::Result<HashMap<ProjectName, SecretString>> {

@@ -72,8 +72,9 @@ fn check_of(settings: &Settings) -> String {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "[services.api]\nsecrets = [\"KEY\"]\n[services.worker]\nflake_output = \"jobs\"\n\
-        health_check = \"tcp\"\n[static_sites.web]\nflake_output = \"frontend\"\n";
+    const TEXT: &str = "[services.api]\n[services.worker]\nflake_output = \"jobs\"\n\
+        health_check = \"tcp\"\n[static_sites.web]\nflake_output = \"frontend\"\n\
+        [cachix]\ncache_name = \"mine\"\n";
 
     #[test]
     fn each_name_is_shown_with_the_output_it_needs() {
@@ -84,10 +85,7 @@ mod tests {
     web     site     packages.x86_64-linux.frontend  built
     worker  service  packages.x86_64-linux.jobs      it accepts a connection within 30 s
     "#);
-        assert_eq!(
-            answer.stderr,
-            "note: `services.api.secrets` is checked, but this version of kennel does not act on it yet\n"
-        );
+        assert_eq!(answer.stderr, "note: `cachix` is checked, but this version of kennel does not push to it yet\n");
     }
 
     #[test]

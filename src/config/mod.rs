@@ -27,7 +27,9 @@ use arc_swap::ArcSwap;
 
 pub use fault::{Fault, Faults};
 pub use pattern::{BranchPattern, HostPattern};
-pub use secret::{SecretError, WebhookSecretError, read_secret, read_webhook_secret};
+pub use secret::{
+    SecretError, ServiceSecret, WebhookSecretError, read_secret, read_service_secret, read_webhook_secret,
+};
 pub use served::{Forks, GitAccess, ProjectConfig, RepoType};
 
 use crate::model::{HostName, ProjectName};
@@ -194,9 +196,6 @@ impl Config {
         note("postgres".to_owned(), self.postgres.is_some());
         note("acme".to_owned(), self.acme.is_some());
         note("dns".to_owned(), self.dns.is_some());
-        for (name, project) in &self.projects {
-            note(format!("projects.{name}.secrets"), !project.secrets.is_empty());
-        }
         keys
     }
 }

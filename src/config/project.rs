@@ -90,9 +90,6 @@ pub fn notices(manifest: &Manifest) -> Vec<String> {
         if service.preview_database {
             say("preview_database");
         }
-        if !service.secrets.is_empty() {
-            say("secrets");
-        }
     }
     if manifest.cachix.is_some() {
         notices.push("`cachix` is checked, but this version of kennel does not push to it yet".to_owned());

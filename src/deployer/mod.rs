@@ -7,6 +7,7 @@
 //! **Invariant:** no version takes traffic that was not healthy, and none is stopped while it does.
 
 mod health;
+mod secrets;
 mod steps;
 mod teardown;
 
@@ -22,6 +23,7 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::config;
 use crate::host::Machine;
+use crate::host::key::HostKey;
 use crate::model::deployment::{Next, OnFailure};
 use crate::model::{DeploymentId, DeploymentState, Ending, Step};
 use crate::router;
@@ -45,6 +47,8 @@ pub struct Context {
     pub router: router::Handle,
     /// The daemon's file.
     pub config: config::Shared,
+    /// The machine's own key.
+    pub key: HostKey,
     /// This run of the daemon.
     pub run: RunId,
     /// Rung when there may be something to do here.
@@ -219,9 +223,14 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
                 continue;
             }
             if deployment.state == DeploymentState::Pending {
-                if !steps::begin(&ctx, &deployment).await? {
-                    ctx.ended.ring();
-                    return Ok(());
+                match steps::begin(&ctx, &deployment).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        ctx.ended.ring();
+                        return Ok(());
+                    }
+                    Err(StepError::Unfit(ending, reason)) => give_up(&ctx, &deployment, step, ending, &reason).await?,
+                    Err(StepError::Broken(err)) => return Err(err),
                 }
                 continue;
             }

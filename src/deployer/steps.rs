@@ -7,11 +7,11 @@ use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, StepError, health};
+use super::{Context, StepError, health, secrets};
 use crate::host::{Listener, SiteLink, UnitSpec, UnitState};
 use crate::model::settings::ServiceSettings;
 use crate::model::{DeploymentId, Ending, Environment, Kind, Port, Settings, Step};
-use crate::store::{Artifact, ClaimedDeployment, Switch, Target};
+use crate::store::{Artifact, ClaimedDeployment, GivenSecret, Switch, Target};
 
 /// How many ports in strangers' hands are passed over before the machine counts as broken.
 const PORT_TRIES: usize = 64;
@@ -56,9 +56,10 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
 }
 
 /// Begins a pending deployment, or records that it is the running version once more and returns `false`.
-pub(super) async fn begin(ctx: &Context, deployment: &ClaimedDeployment) -> anyhow::Result<bool> {
+pub(super) async fn begin(ctx: &Context, deployment: &ClaimedDeployment) -> Result<bool, StepError> {
     let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
-    let fingerprint = fingerprint(ctx, deployment, &artifact);
+    let secrets = secrets::gather(ctx, deployment, &artifact).await?;
+    let fingerprint = fingerprint(ctx, deployment, &artifact, &secrets);
     if let Some((live, Some(before))) = ctx.store.live_deployment(deployment.target.id).await?
         && before == fingerprint
         && is_up(ctx, deployment, live).await?
@@ -68,7 +69,7 @@ pub(super) async fn begin(ctx: &Context, deployment: &ClaimedDeployment) -> anyh
         tracing::info!("Deployment {} of `{}` changes nothing: {reason}", deployment.id, deployment.target.name);
         return Ok(false);
     }
-    ctx.store.start_deployment(deployment.id, &fingerprint).await?;
+    ctx.store.start_deployment(deployment.id, &fingerprint, &secrets).await?;
     Ok(true)
 }
 
@@ -105,9 +106,6 @@ fn refuse_unprovided(service: &ServiceSettings) -> Result<(), StepError> {
     let unfit = |reason: String| Err(StepError::Unfit(Ending::Failed, reason));
     if service.preview_database {
         return unfit("it asks for `preview_database`, which this version of kennel does not provide".to_owned());
-    }
-    if let Some(secret) = service.secrets.first() {
-        return unfit(format!("it asks for the secret `{secret}`, and this version of kennel provides no secrets"));
     }
     Ok(())
 }
@@ -191,6 +189,7 @@ pub(super) async fn unit_spec(ctx: &Context, deployment: &ClaimedDeployment) -> 
         store_path: artifact.store_path,
         program: artifact.program.context("its artifact names no program")?,
         env,
+        secrets: secrets::files(ctx, deployment).await?,
     })
 }
 
@@ -224,7 +223,7 @@ fn version_variables(deployment: &ClaimedDeployment, port: Port) -> [(String, St
 }
 
 /// Equal for two deployments of a target that would run the same program with the same settings.
-fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifact) -> String {
+fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifact, secrets: &[GivenSecret]) -> String {
     let env = match &artifact.settings {
         Settings::Service(service) => variables(ctx, deployment, service),
         Settings::Site(_) => BTreeMap::new(),
@@ -234,6 +233,7 @@ fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifac
         "program": artifact.program,
         "settings": artifact.settings,
         "env": env,
+        "secrets": secrets.iter().map(|secret| (&secret.name, &secret.fingerprint)).collect::<BTreeMap<_, _>>(),
         "user": deployment.target.user,
         "host": deployment.target.host,
     });

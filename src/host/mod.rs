@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::key::HostKey;
 use crate::model::{
     BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
     UnitName, UserName,
@@ -41,9 +42,14 @@ pub struct UnitSpec {
     pub store_path: StorePath,
     /// The program, below `bin/`.
     pub program: ProgramName,
-    /// Its whole environment, kennel's own variables included.
+    /// Its whole environment but its secrets, kennel's own variables included.
     pub env: BTreeMap<String, String>,
+    /// The files of its secrets, by name. What they hold is read where the unit is made, and nowhere else.
+    pub secrets: SecretFiles,
 }
+
+/// The operator's files of a service's secrets, by name.
+pub type SecretFiles = BTreeMap<String, PathBuf>;
 
 impl UnitSpec {
     /// The unit's name.
@@ -176,7 +182,13 @@ impl HostError {
 /// What kennel can do to the machine that needs root: real in [`machine`], a stateful stand-in in [`fake`].
 #[async_trait::async_trait]
 pub trait Machine: Send + Sync + 'static {
-    /// Writes the environment file of a deployment (root, 0400), whole or not at all.
+    /// Fingerprints of what the files of secrets hold, by name and keyed, so that they tell a change and nothing else.
+    async fn secret_fingerprints(
+        &self,
+        key: &HostKey,
+        secrets: &SecretFiles,
+    ) -> Result<BTreeMap<String, String>, HostError>;
+    /// Writes the environment file of a deployment (root, 0400) with what its secrets hold now, whole or not at all.
     async fn ensure_env_file(&self, spec: &UnitSpec) -> Result<(), HostError>;
     /// Writes the unit file of a deployment, whole or not at all.
     async fn ensure_unit(&self, spec: &UnitSpec) -> Result<(), HostError>;

@@ -13,6 +13,7 @@ mod deployments;
 mod overview;
 mod projects;
 mod routes;
+mod secrets;
 mod steps;
 mod targets;
 
@@ -29,6 +30,7 @@ pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, Scope};
 pub use projects::{KnownBranch, KnownCommit, ProjectView};
+pub use secrets::GivenSecret;
 pub use steps::Switch;
 pub use targets::{Target, Teardown, TeardownAsked};
 

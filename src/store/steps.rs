@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sqlx::{Sqlite, Transaction};
 
-use super::{ClaimedDeployment, Store, StoreError, during, now};
+use super::secrets::give;
+use super::{ClaimedDeployment, GivenSecret, Store, StoreError, during, now};
 use crate::model::deployment::Next;
 use crate::model::{DeploymentEvent, DeploymentId, DeploymentState, Ending, HostName, Step};
 
@@ -18,25 +19,33 @@ pub enum Switch {
 }
 
 impl Store {
-    /// Begins a deployment: from now on something of it may exist.
+    /// Begins a deployment: from now on something of it may exist. `secrets` is what it is given.
     ///
     /// # Errors
     /// When it is not pending any more.
-    pub async fn start_deployment(&self, id: DeploymentId, fingerprint: &str) -> Result<(), StoreError> {
+    pub async fn start_deployment(
+        &self,
+        id: DeploymentId,
+        fingerprint: &str,
+        secrets: &[GivenSecret],
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin("start a deployment").await?;
         let at = now();
-        self.change(
-            id,
-            DeploymentState::Pending,
-            DeploymentEvent::Start,
-            sqlx::query!(
-                "update deployments set state = 'starting', started_at = ?, fingerprint = ?
-                 where id = ? and state = 'pending'",
-                at,
-                fingerprint,
-                id
-            ),
+        let state = apply(id, DeploymentState::Pending, DeploymentEvent::Start)?;
+        let changed = sqlx::query!(
+            "update deployments set state = ?, started_at = ?, fingerprint = ? where id = ? and state = 'pending'",
+            state,
+            at,
+            fingerprint,
+            id
         )
+        .execute(&mut *tx)
         .await
+        .map_err(during("start a deployment"))?
+        .rows_affected();
+        one_row(id, changed, || "`pending`".to_owned())?;
+        give(&mut tx, id, secrets).await?;
+        tx.commit().await.map_err(during("start a deployment"))
     }
 
     /// Records that a deployment would be the running version once more.

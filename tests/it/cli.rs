@@ -133,7 +133,7 @@ impl Fixture {
     async fn go_live(&self, id: i64) {
         let id = DeploymentId(id);
         let claimed = self.store.deployment(id).await.unwrap();
-        self.store.start_deployment(id, "f").await.unwrap();
+        self.store.start_deployment(id, "f", &[]).await.unwrap();
         let mut step = Step::Allocate;
         while let Next::Step(next) = step.next(claimed.target.kind) {
             let claimed = self.store.deployment(id).await.unwrap();
@@ -148,7 +148,7 @@ impl Fixture {
 
     async fn fail(&self, id: i64, reason: &str) {
         let id = DeploymentId(id);
-        self.store.start_deployment(id, "f").await.unwrap();
+        self.store.start_deployment(id, "f", &[]).await.unwrap();
         self.store.turn_back(id, Step::AwaitHealthy, Ending::Failed, reason).await.unwrap();
         for (step, next) in [(Step::Stop, Next::Step(Step::Release)), (Step::Release, Next::Ended)] {
             let claimed = self.store.deployment(id).await.unwrap();

@@ -144,16 +144,6 @@ async fn a_branch_pushed_again_while_it_is_torn_down_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_this_version_does_not_provide_fails_by_name() {
-    let mut harness = Harness::start().await;
-    let script = Script { manifest: "[services.api]\nsecrets = [\"TOKEN\"]\n".to_owned(), ..Script::api("1") };
-    harness.deploy("main", &commit('a'), script).await;
-    assert_eq!(harness.deployment_states().await, [S::Failed]);
-    assert!(harness.deployments().await[0].reason.as_ref().unwrap().contains("`TOKEN`"));
-    harness.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_torn_down_target_leaves_nothing() {
     let mut harness = Harness::start().await;
     harness.deploy("main", &commit('a'), Script::api("1")).await;

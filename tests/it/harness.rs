@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -124,6 +124,19 @@ impl Harness {
 
     fn daemon(&self) -> &Running {
         self.daemon.as_ref().expect("the daemon runs")
+    }
+
+    /// A file of the operator's.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Has the daemon read its file again, with more lines in the project's table.
+    pub(crate) async fn reconfigure(&self, lines: &str) {
+        let path = self.file("config.toml", &format!("{}{lines}", config_text(self.dir.path())));
+        self.daemon().reload(&path).await.unwrap();
     }
 
     /// Has the daemon read its file again, without the project, and with what is given in its place.

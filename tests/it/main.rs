@@ -8,4 +8,5 @@ mod harness;
 mod layering;
 mod reconcile;
 mod resume;
+mod secrets;
 mod webhook;

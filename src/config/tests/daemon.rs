@@ -221,11 +221,9 @@ fn what_this_version_does_not_act_on_is_said() {
     `postgres` is checked, but this version of kennel does not act on it yet
     `acme` is checked, but this version of kennel does not act on it yet
     `dns` is checked, but this version of kennel does not act on it yet
-    `projects.myproject.secrets` is checked, but this version of kennel does not act on it yet
     "#);
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
     `services.api.preview_database` is checked, but this version of kennel does not act on it yet
-    `services.api.secrets` is checked, but this version of kennel does not act on it yet
     `cachix` is checked, but this version of kennel does not push to it yet
     "#);
 }

@@ -23,6 +23,7 @@ macro_rules! ops {
 }
 
 ops! {
+    SecretFingerprints,
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
     ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,

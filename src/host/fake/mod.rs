@@ -21,8 +21,12 @@ use tokio::task::JoinSet;
 
 pub use self::controls::{Fault, Gate, Op, Reached, Snapshot};
 use self::server::Running;
+use super::key::HostKey;
+use super::machine::render::env::env_file;
+use super::machine::secrets;
 use super::{
-    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, SiteLink, UnitSpec, UnitState,
+    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, SecretFiles, SiteLink, UnitSpec,
+    UnitState,
 };
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -152,11 +156,23 @@ impl FakeMachine {
 
 #[async_trait]
 impl Machine for FakeMachine {
+    async fn secret_fingerprints(
+        &self,
+        key: &HostKey,
+        secrets: &SecretFiles,
+    ) -> Result<BTreeMap<String, String>, HostError> {
+        self.act(Op::SecretFingerprints, async || {
+            secrets::fingerprints(key, secrets).map_err(|fault| HostError::new("read its secrets", fault))
+        })
+        .await
+    }
+
     async fn ensure_env_file(&self, spec: &UnitSpec) -> Result<(), HostError> {
         self.act(Op::EnsureEnvFile, async || {
-            super::machine::render::env::env_file(&spec.env)
-                .map_err(|error| HostError::new(format!("write the environment of `{}`", spec.unit()), error))?;
-            self.state().env_files.insert(spec.unit(), spec.env.clone());
+            let refuse = |fault| HostError::new(format!("write the environment of `{}`", spec.unit()), fault);
+            let env = secrets::with_values(spec.env.clone(), &spec.secrets).map_err(refuse)?;
+            env_file(&env).map_err(|error| refuse(error.into()))?;
+            self.state().env_files.insert(spec.unit(), env);
             Ok(())
         })
         .await

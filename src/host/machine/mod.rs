@@ -10,6 +10,7 @@ mod files;
 mod journal;
 pub(super) mod proc;
 mod roots;
+pub(super) mod secrets;
 mod systemd;
 mod upkeep;
 
@@ -27,9 +28,10 @@ use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
 use self::systemd::Systemd;
+use super::key::HostKey;
 use super::{
-    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SiteLink, UnitSpec,
-    UnitState,
+    BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
+    UnitSpec, UnitState,
 };
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -156,14 +158,23 @@ fn own(unit: &UnitName) -> Result<OwnUnit, Fault> {
 
 #[async_trait]
 impl Machine for SystemdMachine {
+    async fn secret_fingerprints(
+        &self,
+        key: &HostKey,
+        secrets: &SecretFiles,
+    ) -> Result<BTreeMap<String, String>, HostError> {
+        let (key, secrets) = (key.clone(), secrets.clone());
+        blocking(|| "read its secrets".to_owned(), move || secrets::fingerprints(&key, &secrets)).await
+    }
+
     async fn ensure_env_file(&self, spec: &UnitSpec) -> Result<(), HostError> {
         let path = self.layout.env_file(&spec.unit());
-        let text = env_file(&spec.env);
-        blocking(
-            || format!("write the environment of `{}`", spec.unit()),
-            move || Ok(files::replace_durably(&path, text?.as_bytes(), 0o400)?),
-        )
-        .await
+        let (env, secrets) = (spec.env.clone(), spec.secrets.clone());
+        let work = move || {
+            let text = env_file(&secrets::with_values(env, &secrets)?)?;
+            Ok(files::replace_durably(&path, text.as_bytes(), 0o400)?)
+        };
+        blocking(|| format!("write the environment of `{}`", spec.unit()), work).await
     }
 
     async fn ensure_unit(&self, spec: &UnitSpec) -> Result<(), HostError> {

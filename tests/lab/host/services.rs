@@ -36,6 +36,7 @@ async fn spec(service: &str, deployment: i64, program: &str) -> UnitSpec {
         store_path: store(service, program).await,
         program: "serve".parse().unwrap(),
         env: [("PORT".to_owned(), port.to_string())].into(),
+        secrets: kennel::host::SecretFiles::new(),
     }
 }
 

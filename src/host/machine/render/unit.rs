@@ -1,6 +1,7 @@
 //! The unit of one deployment of a service: a whole file, since two versions differ in more than a name.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use super::{RenderError, word};
 use crate::host::UnitSpec;
@@ -63,12 +64,13 @@ pub fn is_project_slice(name: &str) -> bool {
     })
 }
 
-/// The unit file of a deployment. Its variables are not in it: they may be secret, and units are not.
+/// The unit file of a deployment. Its variables are not in it: they may be secret, and units are not. Of its secrets
+/// it holds names and paths; systemd reads the files when it starts the unit.
 ///
 /// # Errors
 /// When a name holds what a unit cannot; the types of `spec` rule that out.
 pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError> {
-    let UnitSpec { project, slug, service, tag, user, deployment, port, store_path, program, env: _ } = spec;
+    let UnitSpec { project, slug, service, tag, user, deployment, port, store_path, program, env: _, secrets } = spec;
     let description = format!("Deployment {deployment} of {service} ({project}, {slug})");
     let state = layout.state_directory(project, slug, service);
     let data = layout.data_dir(project, slug, service);
@@ -86,6 +88,9 @@ pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError
     line("User", &plain("User", user.as_str())?);
     line("Slice", &slice(project));
     line("EnvironmentFile", &plain("EnvironmentFile", &env_file.to_string_lossy())?);
+    for (name, path) in secrets {
+        line("LoadCredential", &format!("{}:{}", plain("LoadCredential", name)?, credential_path(name, path)?));
+    }
     line("StateDirectory", &plain("StateDirectory", &state.to_string_lossy())?);
     line("StateDirectoryMode", "0700");
     line("WorkingDirectory", &plain("WorkingDirectory", &data.to_string_lossy())?);
@@ -128,11 +133,28 @@ fn plain<'a>(what: &str, text: &'a str) -> Result<std::borrow::Cow<'a, str>, Ren
     Err(RenderError { what: what.to_owned(), problem: "holds a character that units may read as something else" })
 }
 
+/// The path of a secret's file as `LoadCredential=` takes it: `%` doubled and nothing quoted, since systemd 257 reads
+/// all that follows the colon as it is (`config_parse_load_credential`). It passes over a path with an empty part or a
+/// `.` in it, so these are taken out.
+fn credential_path(name: &str, path: &Path) -> Result<String, RenderError> {
+    let fault = |problem| RenderError { what: format!("the path of the secret `{name}`"), problem };
+    let tidy: PathBuf = path.components().collect();
+    let text = tidy.to_str().ok_or_else(|| fault("is not UTF-8"))?;
+    if text.chars().any(char::is_control) {
+        return Err(fault("holds a control character"));
+    }
+    if !text.starts_with('/') || text.ends_with(['\\', ' ']) {
+        return Err(fault("does not begin with `/`, or ends in a space or `\\`"));
+    }
+    Ok(text.replace('%', "%%"))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::host::SecretFiles;
     use crate::model::{DeploymentId, Port};
 
     pub(crate) fn layout() -> Layout {
@@ -155,12 +177,14 @@ pub(crate) mod tests {
             store_path: "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-api-1.0".parse().unwrap(),
             program: "api".parse().unwrap(),
             env: [("TOKEN".to_owned(), "hush".to_owned())].into(),
+            secrets: SecretFiles::new(),
         }
     }
 
     #[test]
     fn a_unit_holds_the_sandbox_and_no_variable() {
-        let text = unit_file(&layout(), &spec()).unwrap();
+        let secrets = [("JWT_SECRET".to_owned(), "/run/secrets/x-jwt".into())].into();
+        let text = unit_file(&layout(), &UnitSpec { secrets, ..spec() }).unwrap();
         let (own, sandbox) = text.split_once("NoNewPrivileges").unwrap();
         assert!(SANDBOX.ends_with(sandbox) && !text.contains("TOKEN") && !text.contains("hush"));
         insta::assert_snapshot!(own, @r#"
@@ -176,6 +200,7 @@ pub(crate) mod tests {
         User=kennel-my-project-main-api
         Slice=kennel-my\x2dproject.slice
         EnvironmentFile=/run/kennel/secrets/my-project-main-api@42.env
+        LoadCredential=JWT_SECRET:/run/secrets/x-jwt
         StateDirectory=kennel/services/my-project/main/api
         StateDirectoryMode=0700
         WorkingDirectory=/var/lib/kennel/services/my-project/main/api
@@ -209,6 +234,18 @@ pub(crate) mod tests {
         }
     }
 
+    #[rstest::rstest]
+    #[case("/run/secrets/x", Ok("/run/secrets/x"))]
+    #[case("/run//secrets/./x/", Ok("/run/secrets/x"))]
+    #[case("/run/100%/a b:c;d", Ok("/run/100%%/a b:c;d"))]
+    #[case("/run/x\nUser=root", Err("the path of the secret `A` holds a control character"))]
+    #[case("/run/x\\", Err("the path of the secret `A` does not begin with `/`, or ends in a space or `\\`"))]
+    #[case("run/x", Err("the path of the secret `A` does not begin with `/`, or ends in a space or `\\`"))]
+    fn the_path_of_a_secret_means_itself(#[case] path: &str, #[case] rendered: Result<&str, &str>) {
+        let got = credential_path("A", Path::new(path)).map_err(|err| err.to_string());
+        assert_eq!(got, rendered.map(str::to_owned).map_err(str::to_owned));
+    }
+
     fn keys(text: &str) -> Vec<String> {
         text.lines().map(|line| line.split('=').next().unwrap_or_default().to_owned()).collect()
     }
@@ -223,6 +260,7 @@ pub(crate) mod tests {
             name in "[A-Za-z0-9+._?=-]{1,200}",
             program in "[A-Za-z0-9+_][A-Za-z0-9+._-]{0,90}",
             value in any::<String>(),
+            path in "/([^\\p{C}%$]{0,30}[a-z])?",
         ) {
             let spec = UnitSpec {
                 project: project.parse().unwrap(),
@@ -232,10 +270,12 @@ pub(crate) mod tests {
                 store_path: format!("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-{name}").parse().unwrap(),
                 program: program.parse().unwrap(),
                 env: [("SECRET_NAME".to_owned(), value)].into(),
+                secrets: [("JWT_SECRET".to_owned(), path.into())].into(),
                 ..spec()
             };
             let text = unit_file(&layout(), &spec).unwrap();
-            prop_assert_eq!(keys(&text), keys(&unit_file(&layout(), &super::tests::spec()).unwrap()));
+            let secrets = [("JWT_SECRET".to_owned(), "/x".into())].into();
+            prop_assert_eq!(keys(&text), keys(&unit_file(&layout(), &UnitSpec { secrets, ..super::tests::spec() }).unwrap()));
             prop_assert!(!text.contains("SECRET_NAME"));
             prop_assert!(!text.contains('%') && !text.contains('$') && !text.lines().any(|line| line.ends_with('\\')));
         }
