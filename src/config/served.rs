@@ -225,9 +225,9 @@ fn repo_url(item: Item<'_, '_>) -> Option<String> {
 
 /// At most one of a token and a key, and what fits the URL.
 fn git_access(table: &mut Table<'_, '_>, url: Option<&str>) -> Option<GitAccess> {
-    let token = table.maybe("git_token_file", Item::path);
-    let key = table.maybe("ssh_key_file", Item::path);
-    let hosts = table.maybe("known_hosts_file", Item::path);
+    let token = table.maybe("git_token_file", credential_file);
+    let key = table.maybe("ssh_key_file", credential_file);
+    let hosts = table.maybe("known_hosts_file", credential_file);
     let (token, key, hosts) = (token?, key?, hosts?);
     let ssh = url.map(is_ssh);
     let refuse = |key: &str, problem: &str, hint: &str| {
@@ -334,5 +334,14 @@ fn secret_file(item: Item<'_, '_>) -> Option<PathBuf> {
         return item.fault("must name a file: secrets are paths, never values", Some("write { file = \"/path\" }"));
     }
     let mut table = item.table()?;
-    table.required("file").and_then(Item::path)
+    table.required("file").and_then(credential_file)
+}
+
+/// A file that systemd hands to a unit as a credential. systemd 257 starts no unit whose credential's path has a space
+/// or a backslash in it.
+fn credential_file(item: Item<'_, '_>) -> Option<PathBuf> {
+    if item.text()?.contains([' ', '\\']) {
+        return item.fault("holds a space or a backslash, with which systemd does not take it", None);
+    }
+    item.path()
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::harness::{App, Lab, LabConfig, ProjectSpec, Service, api, app, machine, until};
 
 /// What a process of a build's unit, as the build user, could do: its files, its processes.
-async fn inside(build: i64, script: &str) -> Output {
+pub(crate) async fn inside(build: i64, script: &str) -> Output {
     let pid = machine::main_pid(&format!("kennel-build-{build}.service")).await.to_string();
     let uid = machine::uid_of("kennel-build").await.to_string();
     let place = ["--target", &pid, "--mount", "--pid", "--ipc", "--setuid", &uid, "--setgid", &uid];

@@ -23,6 +23,7 @@ mod private_repos;
 mod pulls;
 mod pushes;
 mod restart;
+mod secrets;
 mod sites;
 mod under_load;
 mod worker;

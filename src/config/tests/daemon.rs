@@ -192,6 +192,8 @@ fn an_ssh_url_cannot_smuggle_in_an_option(#[case] url: &str, #[case] good: bool)
     "repo_url = \"https://h/p\"\n[projects.p.secrets.dev]\nK = { path = \"/p\" }",
     "`projects.p.secrets.dev.K.file`"
 )]
+#[case("repo_url = \"https://h/p\"\nsecrets.dev.K.file = \"/a b\"", "`projects.p.secrets.dev.K.file`: holds a space")]
+#[case("repo_url = \"https://h/p\"\ngit_token_file = \"/a\\\\b\"", "holds a space or a backslash")]
 fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str) {
     let faults = project_faults(lines);
     assert!(faults.contains(says), "{faults}");

@@ -133,18 +133,18 @@ fn plain<'a>(what: &str, text: &'a str) -> Result<std::borrow::Cow<'a, str>, Ren
     Err(RenderError { what: what.to_owned(), problem: "holds a character that units may read as something else" })
 }
 
-/// The path of a secret's file as `LoadCredential=` takes it: `%` doubled and nothing quoted, since systemd 257 reads
-/// all that follows the colon as it is (`config_parse_load_credential`). It passes over a path with an empty part or a
-/// `.` in it, so these are taken out.
+/// The path of a secret's file as `LoadCredential=` takes it: `%` doubled and nothing quoted, since systemd 257 takes
+/// all that follows the colon as it is. It passes over a path with an empty part or a `.` in it, so these are taken
+/// out; one with a space or `\` it takes, and then starts nothing.
 fn credential_path(name: &str, path: &Path) -> Result<String, RenderError> {
     let fault = |problem| RenderError { what: format!("the path of the secret `{name}`"), problem };
     let tidy: PathBuf = path.components().collect();
     let text = tidy.to_str().ok_or_else(|| fault("is not UTF-8"))?;
-    if text.chars().any(char::is_control) {
-        return Err(fault("holds a control character"));
+    if !text.starts_with('/') {
+        return Err(fault("does not begin with `/`"));
     }
-    if !text.starts_with('/') || text.ends_with(['\\', ' ']) {
-        return Err(fault("does not begin with `/`, or ends in a space or `\\`"));
+    if text.chars().any(|c| c.is_control() || matches!(c, ' ' | '\\')) {
+        return Err(fault("holds a space, a backslash or a control character"));
     }
     Ok(text.replace('%', "%%"))
 }
@@ -237,13 +237,15 @@ pub(crate) mod tests {
     #[rstest::rstest]
     #[case("/run/secrets/x", Ok("/run/secrets/x"))]
     #[case("/run//secrets/./x/", Ok("/run/secrets/x"))]
-    #[case("/run/100%/a b:c;d", Ok("/run/100%%/a b:c;d"))]
-    #[case("/run/x\nUser=root", Err("the path of the secret `A` holds a control character"))]
-    #[case("/run/x\\", Err("the path of the secret `A` does not begin with `/`, or ends in a space or `\\`"))]
-    #[case("run/x", Err("the path of the secret `A` does not begin with `/`, or ends in a space or `\\`"))]
+    #[case("/run/100%/a\"b:'c';#d", Ok("/run/100%%/a\"b:'c';#d"))]
+    #[case("/run/x\nUser=root", Err("holds a space, a backslash or a control character"))]
+    #[case("/run/a b", Err("holds a space, a backslash or a control character"))]
+    #[case("/run/x\\", Err("holds a space, a backslash or a control character"))]
+    #[case("run/x", Err("does not begin with `/`"))]
     fn the_path_of_a_secret_means_itself(#[case] path: &str, #[case] rendered: Result<&str, &str>) {
         let got = credential_path("A", Path::new(path)).map_err(|err| err.to_string());
-        assert_eq!(got, rendered.map(str::to_owned).map_err(str::to_owned));
+        let problem = |problem: &str| format!("the path of the secret `A` {problem}");
+        assert_eq!(got, rendered.map(str::to_owned).map_err(problem));
     }
 
     fn keys(text: &str) -> Vec<String> {
@@ -260,7 +262,7 @@ pub(crate) mod tests {
             name in "[A-Za-z0-9+._?=-]{1,200}",
             program in "[A-Za-z0-9+_][A-Za-z0-9+._-]{0,90}",
             value in any::<String>(),
-            path in "/([^\\p{C}%$]{0,30}[a-z])?",
+            path in "/[^\\p{C}\\p{Z}\\\\%$]{0,30}",
         ) {
             let spec = UnitSpec {
                 project: project.parse().unwrap(),
