@@ -13,6 +13,7 @@ mod check_config;
 mod client;
 mod daemon;
 mod deploy;
+mod doctor;
 mod failure;
 mod follow;
 mod logs;
@@ -52,6 +53,7 @@ enum Command {
     Check(check::Arguments),
     CheckConfig(check_config::Arguments),
     Daemon(daemon::Arguments),
+    Doctor(doctor::Arguments),
     #[command(hide = true)]
     BuildWorker(build_worker::Arguments),
 }
@@ -71,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Check(arguments) => check::run(&arguments),
             Command::CheckConfig(arguments) => check_config::run(&arguments),
             Command::Daemon(arguments) => daemon::run(&arguments),
+            Command::Doctor(what) => return doctor::run(&what, arguments.socket),
             Command::BuildWorker(arguments) => build_worker::run(&arguments),
         },
         Err(err) => {

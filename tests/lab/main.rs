@@ -12,6 +12,7 @@ mod harness;
 mod bad_input;
 mod bench;
 mod cancel;
+mod doctor;
 mod environment;
 mod failures;
 mod host;
