@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::harness::{Lab, LabConfig, ProjectSpec, machine, write_secret};
 
 const CONF: &str = "/etc/nix/nix.conf";
+/// As often as a test likes: systemd would refuse the sixth in 10 s.
+const RESTART: &str = "systemctl reset-failed nix-daemon.service; systemctl restart nix-daemon.service";
 
 /// What the doctor found: the worst of each check, its exit code, and all it said.
 struct Diagnosis {
@@ -52,7 +54,7 @@ impl NixConf {
         let before = Self(fs::read_to_string(CONF).unwrap());
         let kept: String = before.0.lines().filter(|line| !line.starts_with("sandbox")).collect::<Vec<_>>().join("\n");
         fs::write(CONF, format!("{kept}\n{lines}\n")).unwrap();
-        machine::ok("systemctl", &["restart", "nix-daemon.service"]).await;
+        machine::ok("sh", &["-c", RESTART]).await;
         before
     }
 }
@@ -61,8 +63,9 @@ impl Drop for NixConf {
     #[expect(clippy::disallowed_methods, reason = "a destructor cannot wait for tokio")]
     fn drop(&mut self) {
         fs::write(CONF, &self.0).unwrap();
-        let restarted = std::process::Command::new("systemctl").args(["restart", "nix-daemon.service"]).status();
-        assert!(restarted.is_ok_and(|status| status.success()));
+        if let Err(err) = std::process::Command::new("sh").args(["-c", RESTART]).status() {
+            println!("nix-daemon was not restarted: {err}");
+        }
     }
 }
 

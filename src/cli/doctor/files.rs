@@ -49,7 +49,6 @@ struct Node {
 }
 
 /// Checks every file of a secret that the daemon's file names.
-#[expect(clippy::unused_async, reason = "all checks have one form")]
 pub(super) async fn check(subject: &Subject) -> Vec<Finding> {
     let Ok(config) = &subject.config else { return Vec::new() };
     let builds = identity(&subject.build_user);

@@ -19,7 +19,6 @@ const REACH_MAX: Duration = Duration::from_secs(3);
 const ANY: &str = "kennel-doctor";
 
 /// Checks the daemon's file.
-#[expect(clippy::unused_async, reason = "all checks have one form")]
 pub(super) async fn configuration(subject: &Subject) -> Vec<Finding> {
     let (check, path) = ("configuration", subject.config_path.display());
     let advice = format!("`kennel check-config {path}` until it is right");

@@ -36,7 +36,6 @@ struct Volume {
 }
 
 /// Checks the state directory and Nix's store.
-#[expect(clippy::unused_async, reason = "all checks have one form")]
 pub(super) async fn check(subject: &Subject) -> Vec<Finding> {
     let (state, store) = (subject.state_dir.as_path(), Path::new("/nix/store"));
     // Nix makes its store when it is first used.
