@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, ProjectView};
+pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, GivenSecret, ProjectView};
 
 use crate::model::{BuildId, BuildState, CommitSha, DeploymentId, ProjectName, ServiceName};
 
@@ -36,6 +36,8 @@ pub struct DeploymentDetail {
     pub info: DeploymentInfo,
     /// What was done for it, oldest first.
     pub events: Vec<EventView>,
+    /// What it was given of the operator's secrets: names, files and fingerprints.
+    pub secrets: Vec<GivenSecret>,
 }
 
 /// One of `GET /builds/<id>/logs`.
