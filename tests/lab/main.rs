@@ -16,6 +16,7 @@ mod doctor;
 mod environment;
 mod failures;
 mod host;
+mod hostile;
 mod isolation;
 mod names;
 mod operator;

@@ -140,8 +140,11 @@ impl NixLog {
             Event::Msg { level, msg, raw_msg, file } => {
                 if level == level::ERROR && self.error.is_none() && !plain(&msg).starts_with("error (ignored)") {
                     self.error = Some(match (raw_msg, file) {
-                        (Some(raw), Some(file)) => format!("{raw}\nat {}", below_source(&file)),
-                        (Some(raw), None) => raw,
+                        // What Nix itself evaluates has no file.
+                        (Some(raw), Some(file)) if !file.starts_with('«') => {
+                            format!("{raw}\nat {}", below_source(&file))
+                        }
+                        (Some(raw), _) => raw,
                         (None, _) => msg.clone(),
                     });
                 }

@@ -268,6 +268,13 @@ impl Lab {
         machine::kennel_journal(&self.cursor).await
     }
 
+    /// What anybody wrote to the journal in this test, with all its fields.
+    pub(crate) async fn everything_journalled(&self) -> String {
+        machine::ok("journalctl", &["--sync"]).await;
+        let after = format!("--after-cursor={}", self.cursor);
+        machine::ok("journalctl", &["--quiet", "--no-pager", "--output=verbose", "--all", &after]).await
+    }
+
     /// Has kennel tear everything down, and looks whether anything is left (promise 5).
     pub(crate) async fn finish(mut self) {
         leftovers::tear_down(&self).await;
