@@ -22,6 +22,7 @@ mod process;
 mod remote;
 #[cfg(test)]
 mod testing;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
