@@ -3,6 +3,7 @@
 //! **Invariant:** everything is an argument of its own, and every flag that could loosen the evaluation is
 //! said here, so that neither the flake nor the machine's nix.conf decides.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::process::Command;
 
 use super::Dirs;
-use super::log::{NixLog, plain_lines, reason};
+use super::log::{NixLog, SAID_MAX, plain_lines, reason};
 use super::process::{self, Ended};
 use crate::host::BuildJob;
 use crate::model::{FlakeOutput, ServiceName};
@@ -113,6 +114,11 @@ impl Nix {
                 log.say(&why)?;
                 Ok(Err(why))
             }
+            Ended::Stopped => Ok(Err(format!(
+                "it writes without end: more than {SAID_MAX} times the {} bytes that are kept of a log\n\
+                 hint: how much is kept is `log_limit_bytes` of `[builder]`",
+                job.log_limit_bytes
+            ))),
         }
     }
 
@@ -132,7 +138,7 @@ impl Nix {
                 said.push_str(&String::from_utf8_lossy(line));
                 said.push('\n');
             }
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         });
         match ended.await? {
             Ended::Exited(status, stdout) if status.success() => match serde_json::from_slice(&stdout) {
@@ -144,7 +150,9 @@ impl Nix {
                 let from = said.find("error:").unwrap_or_default();
                 Ok(Err(reason(&format!("cannot evaluate `meta.mainProgram`\n{}", &said[from..]))))
             }
-            Ended::TimedOut => Ok(Err("cannot evaluate `meta.mainProgram`: it takes too long".to_owned())),
+            Ended::TimedOut | Ended::Stopped => {
+                Ok(Err("cannot evaluate `meta.mainProgram`: it takes too long".to_owned()))
+            }
         }
     }
 
@@ -177,11 +185,12 @@ fn system() -> String {
 }
 
 /// What can be done about an error that Nix words like this.
-const HINTS: [(&[&str], &str); 5] = [
+const HINTS: [(&[&str], &str); 6] = [
     (
         &["allow-import-from-derivation"],
         "building during evaluation is off; the operator can set `allow_ifd = true` for the project",
     ),
+    (&["out of memory", "bad_alloc"], "how much memory a build may use is `memory_max` of `[builder]`"),
     (&["restricted mode"], "what a flake may fetch is `allowed_uris` of the project"),
     (&["requires lock file changes"], "`nix flake lock` brings it up to date: commit what it writes"),
     (
