@@ -48,6 +48,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         run_dir: RUN_DIR.into(),
         unit_dir: config.systemd.unit_dir.clone(),
         exe: std::env::current_exe().context("cannot find kennel's own program")?,
+        memory_max_bytes: config.builder.memory_max_bytes,
+        tasks_max: config.builder.tasks_max,
         ..MachineConfig::default()
     })
     .await?;

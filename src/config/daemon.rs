@@ -96,11 +96,15 @@ fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
     let max_parallel = table.or("max_parallel", 2, count);
     let timeout = table.or("timeout", hours(1), |item| item.duration(Duration::from_secs(1)..=hours(24)));
     let log_limit_bytes = table.or("log_limit_bytes", 16 << 20, |item| item.integer(64 << 10..=1 << 30));
+    let memory_max_bytes = table.or("memory_max", 4 << 30, |item| item.size(256 << 20..=1 << 40));
+    let tasks_max = table.or("tasks_max", 1024, |item| item.integer(64..=65_536));
     Some(BuilderConfig {
         max_concurrent_builds: max_concurrent_builds?,
         max_parallel: max_parallel?,
         timeout: timeout?,
         log_limit_bytes: log_limit_bytes?,
+        memory_max_bytes: memory_max_bytes?,
+        tasks_max: tasks_max?,
     })
 }
 

@@ -102,6 +102,11 @@ pub struct BuilderConfig {
     pub timeout: Duration,
     /// The limit of one log file, in bytes: 64 KiB to 1 GiB. Default: 16 MiB.
     pub log_limit_bytes: u64,
+    /// How much memory the fetch of a build, and its evaluation, may each use: `memory_max`, 256 MiB to 1 TiB.
+    /// Default: 4 GiB. What Nix's daemon builds is its own unit's affair. Read at start.
+    pub memory_max_bytes: u64,
+    /// How many processes and threads they may each have: 64 to 65536. Default: 1024. Read at start.
+    pub tasks_max: u64,
 }
 
 /// `[systemd]`.

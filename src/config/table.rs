@@ -272,6 +272,19 @@ impl<'d, 't> Item<'d, 't> {
         }
     }
 
+    /// An amount of memory such as `"512M"` or `"4G"`, within `range`, in bytes. Units are powers of 1024.
+    pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        match size(text) {
+            None => self.fault(format!("{} is not a size", quoted(text)), Some("write it like \"512M\" or \"4G\"")),
+            Some(value) if range.contains(&value) => Some(value),
+            Some(_) => {
+                let (from, to) = (range.start() >> 20, range.end() >> 20);
+                self.fault(format!("{} is not between {from}M and {to}M", quoted(text)), None)
+            }
+        }
+    }
+
     /// An absolute path. A bad one is not repeated in the fault: it may be a secret put in the wrong place.
     pub(super) fn path(self) -> Option<PathBuf> {
         let text = self.text()?;
@@ -333,6 +346,15 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits + 1..];
     }
     (!text.is_empty()).then(|| Duration::from_secs(secs))
+}
+
+/// `<n>M`, `<n>G` or `<n>T`.
+fn size(text: &str) -> Option<u64> {
+    let (number, shift) = [('M', 20), ('G', 30), ('T', 40)].into_iter().find_map(|(unit, shift)| {
+        let number = text.strip_suffix(unit)?;
+        number.bytes().all(|b| b.is_ascii_digit()).then_some((number, shift))
+    })?;
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// A key below a path, quoted where TOML wants it to be.

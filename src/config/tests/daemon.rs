@@ -27,6 +27,7 @@ fn the_daemons_file_of_the_design_is_read_whole() {
     assert_eq!(config.control_domain.as_ref().unwrap().as_str(), "kennel.example.com");
     assert_eq!(config.builder.max_concurrent_builds, 3);
     assert_eq!(config.builder.timeout, Duration::from_secs(5_400));
+    assert_eq!((config.builder.memory_max_bytes, config.builder.tasks_max), (2 << 30, 512));
     assert_eq!(config.router.https.unwrap().port(), 443);
     let project = &config.projects[&"myproject".parse().unwrap()];
     assert_eq!(project.repo_type, RepoType::Forgejo);
@@ -48,6 +49,7 @@ fn all_but_the_base_domain_has_a_default() {
     assert_eq!(config.router, RouterConfig { http: "0.0.0.0:80".parse().unwrap(), https: None });
     assert_eq!(config.builder.max_concurrent_builds, 2);
     assert_eq!(config.builder.timeout, Duration::from_secs(3_600));
+    assert_eq!((config.builder.memory_max_bytes, config.builder.tasks_max), (4 << 30, 1024));
     assert!(config.projects.is_empty() && !config.prune_projects);
     assert_eq!(config.notices(), Vec::<String>::new());
 }
@@ -228,4 +230,26 @@ fn what_this_version_does_not_act_on_is_said() {
     `services.api.preview_database` is checked, but this version of kennel does not act on it yet
     `cachix` is checked, but this version of kennel does not push to it yet
     "#);
+}
+
+#[rstest]
+#[case("memory_max = \"256M\"", "")]
+#[case("memory_max = \"1T\"", "")]
+#[case("memory_max = \"255M\"", "`builder.memory_max`: \"255M\" is not between 256M and 1048576M")]
+#[case("memory_max = \"2T\"", "`builder.memory_max`: \"2T\" is not between 256M and 1048576M")]
+#[case(
+    "memory_max = \"99999999999T\"",
+    "`builder.memory_max`: \"99999999999T\" is not a size; write it like \"512M\" or \"4G\""
+)]
+#[case("memory_max = \"+1G\"", "`builder.memory_max`: \"+1G\" is not a size; write it like \"512M\" or \"4G\"")]
+#[case(
+    "memory_max = \"infinity\"",
+    "`builder.memory_max`: \"infinity\" is not a size; write it like \"512M\" or \"4G\""
+)]
+#[case("memory_max = 4", "`builder.memory_max`: must be a string, not an integer")]
+#[case("tasks_max = 10", "`builder.tasks_max`: 10 is not between 64 and 65536")]
+fn the_limits_of_a_build_are_within_reason(#[case] line: &str, #[case] fault: &str) {
+    let said = parse(&format!("base_domain = \"a.b\"\n[builder]\n{line}\n"));
+    let said = said.map_or_else(|faults| faults.to_string(), |_| String::new());
+    assert_eq!(said, if fault.is_empty() { String::new() } else { format!("line 3: {fault}") });
 }

@@ -18,7 +18,7 @@ pub struct BuildLimits {
     pub user: String,
     /// Variables it gets, such as the daemon's own `PATH` with `nix` and `git` in it.
     pub env: BTreeMap<String, String>,
-    /// How much memory it may use.
+    /// How much memory it may use; no process of it more than this by itself.
     pub memory_max_bytes: u64,
     /// How many processes and threads it may have.
     pub tasks_max: u64,
@@ -146,6 +146,9 @@ pub fn build_unit(layout: &Layout, limits: &BuildLimits, spec: &BuildUnitSpec) -
         ("TasksMax", limits.tasks_max.into()),
         ("CPUWeight", 50u64.into()),
         ("OOMPolicy", "kill".into()),
+        // The wall behind `MemoryMax=`, where that is not enforced: a process whose own writable memory reaches it is
+        // told so, rather than killed. Not `LimitAS=`, which would count the packs that git maps.
+        ("LimitDATA", limits.memory_max_bytes.into()),
         ("LimitCORE", 0u64.into()),
         ("LimitFSIZE", FILE_MAX_BYTES.into()),
         ("LimitNOFILE", 65_536u64.into()),
@@ -292,6 +295,7 @@ mod tests {
         TasksMax t uint64 512
         CPUWeight t uint64 50
         OOMPolicy s "kill"
+        LimitDATA t uint64 1073741824
         LimitCORE t uint64 0
         LimitFSIZE t uint64 17179869184
         LimitNOFILE t uint64 65536
