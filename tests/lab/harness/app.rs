@@ -14,6 +14,8 @@ pub(crate) enum Entry {
     File(Vec<u8>),
     Program(Vec<u8>),
     Link(String),
+    /// A submodule, at this commit.
+    Submodule(String),
 }
 
 /// The files of a repository, by path.

@@ -76,12 +76,14 @@ fn tree(repository: &Repository, files: &Files) -> Oid {
             below.entry(dir).or_default().insert(rest.to_owned(), entry.clone());
             continue;
         }
-        let (content, mode) = match entry {
-            Entry::File(content) => (content.as_slice(), 0o100_644),
-            Entry::Program(content) => (content.as_slice(), 0o100_755),
-            Entry::Link(to) => (to.as_bytes(), 0o120_000),
+        let blob = |content: &[u8]| repository.blob(content).unwrap();
+        let (object, mode) = match entry {
+            Entry::File(content) => (blob(content), 0o100_644),
+            Entry::Program(content) => (blob(content), 0o100_755),
+            Entry::Link(to) => (blob(to.as_bytes()), 0o120_000),
+            Entry::Submodule(commit) => (commit.parse().unwrap(), 0o160_000),
         };
-        builder.insert(path, repository.blob(content).unwrap(), mode).unwrap();
+        builder.insert(path, object, mode).unwrap();
     }
     for (dir, files) in below {
         builder.insert(dir, tree(repository, &files), 0o040_000).unwrap();

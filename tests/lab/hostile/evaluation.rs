@@ -1,12 +1,8 @@
 //! What a flake can do while it is evaluated: read, fetch, configure, never end.
 
-use super::{Canaries, HOST_DIR, expressions};
+use super::{Canaries, HOST_DIR, expressions, named};
 use crate::harness::app::{Entry, system};
-use crate::harness::{App, Lab, LabConfig, ProjectSpec, api, machine};
-
-fn named(expressions: &[String]) -> Vec<(String, String)> {
-    expressions.iter().enumerate().map(|(n, it)| (format!("try{n}"), it.clone())).collect()
-}
+use crate::harness::{App, Lab, LabConfig, ProjectSpec, api, machine, until};
 
 /// The hash of a file, or of a tree as Nix packs it.
 async fn hash(kind: &str, path: &str) -> String {
@@ -231,5 +227,50 @@ async fn an_evaluation_without_end_ends_in_time_and_holds_up_nobody() {
     }
     assert!(took < 12_000, "two rounds of 4 s: {took} ms");
     assert!(live_at < endless.finished_at.unwrap(), "the other project had to wait for it");
+    lab.finish().await;
+}
+
+/// A Valkey server on this machine that wants a password.
+struct Valkey(tokio::process::Child);
+
+impl Valkey {
+    async fn start(port: u16, password: &str) -> Self {
+        let port_text = port.to_string();
+        let mut command = tokio::process::Command::new("valkey-server");
+        command.args(["--port", &port_text, "--bind", "127.0.0.1", "--requirepass", password, "--save", ""]);
+        command.stdout(std::process::Stdio::null()).kill_on_drop(true);
+        let server = Self(command.spawn().unwrap());
+        until("Valkey answers", std::time::Duration::from_secs(10), async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+        server
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_with_the_network_meets_a_password_at_valkey() {
+    let lab = Lab::hello().await;
+    let canaries = Canaries::place();
+    let mut valkey = Valkey::start(6379, "hush").await;
+    let key = ["-a", "hush", "--no-auth-warning", "set", "key", &canaries.word];
+    machine::ok("valkey-cli", &key).await;
+    let ask = r#"exec 3<>/dev/tcp/127.0.0.1/6379; for words in 'GET key' 'KEYS *' 'CONFIG GET dir' 'DBSIZE' 'SHUTDOWN'; do
+        printf '%s\r\n' "$words" >&3; read -r line <&3; echo "$words: $line"; done; exit 1"#;
+    let fixed = format!(
+        "derivation {{ name = \"asks\"; inherit system; builder = \"/bin/sh\"; args = [ \"-c\" \"{}\" ]; \
+         outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \"{}\"; }}",
+        ask.replace('\\', "\\\\").replace('"', "\\\""),
+        "0".repeat(64)
+    );
+    let pushed = lab.push("hello", "main", &expressions(&[("asks".to_owned(), fixed)], "")).await;
+    lab.ended_as(pushed.build, "failed").await;
+
+    let log = api::log(pushed.build, "asks").await;
+    println!("{log}");
+    let refused = log.lines().filter(|line| line.starts_with("asks> ") && line.contains(": -NOAUTH "));
+    assert_eq!(refused.count(), 5, "{log}");
+    canaries.expect_unread(&lab).await;
+    valkey.0.kill().await.unwrap();
     lab.finish().await;
 }

@@ -2,6 +2,9 @@
 //! it, and the builds of others go on.
 
 mod evaluation;
+mod git;
+mod limits;
+mod links;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -64,6 +67,11 @@ impl Canaries {
         let found = Self::places_of(&self.word, lab).await;
         assert!(found.is_empty(), "what only the host's files hold is in {found:?}");
     }
+}
+
+/// A name for each.
+fn named(expressions: &[String]) -> Vec<(String, String)> {
+    expressions.iter().enumerate().map(|(n, it)| (format!("try{n}"), it.clone())).collect()
 }
 
 /// A repository whose sites are these expressions, as text in a builder's environment.
