@@ -114,6 +114,9 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     #[test]
@@ -155,5 +158,28 @@ mod tests {
         assert_eq!(Environment::of(&head("staging"), "staging"), Environment::Prod);
         assert_eq!(Environment::of(&head("prod"), "main"), Environment::Dev);
         assert_eq!(Environment::of(&BranchRef::pull(7.try_into().unwrap()), "pr-7"), Environment::Preview);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_to_a_build_it_ends_at_most_once(
+            events in proptest::collection::vec(select(BuildEvent::ALL), 0..40)
+        ) {
+            let (mut state, mut claimed, mut ended) = (BuildState::Queued, false, 0);
+            for event in events {
+                let Ok(next) = state.apply(event) else { continue };
+                prop_assert!(!state.is_terminal(), "{} left its end by {}", state, event);
+                match next {
+                    BuildState::Building => claimed = true,
+                    BuildState::Queued => claimed = false,
+                    BuildState::Success | BuildState::Failed => prop_assert!(claimed, "{} without a worker", next),
+                    BuildState::Superseded => prop_assert!(!claimed, "a build that has started is not superseded"),
+                    BuildState::Cancelled => {}
+                }
+                ended += u32::from(next.is_terminal());
+                state = next;
+            }
+            prop_assert_eq!(ended, u32::from(state.is_terminal()));
+        }
     }
 }
