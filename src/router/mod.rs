@@ -37,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+pub use self::headers::host_of;
+
 use self::accept::Visitor;
 use self::body::{Body, RequestBody};
 use self::forward::{Exchange, Outcome, Switch};

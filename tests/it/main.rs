@@ -4,8 +4,10 @@
 mod builder;
 mod cli;
 mod deploy;
+mod fuzz;
 mod harness;
 mod layering;
+mod properties;
 mod reconcile;
 mod resume;
 mod secrets;
