@@ -5,6 +5,7 @@ mod evaluation;
 mod git;
 mod limits;
 mod links;
+mod values;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
