@@ -10,6 +10,7 @@ mod artifacts;
 mod builds;
 mod deliveries;
 mod deployments;
+mod group_commit;
 mod overview;
 mod projects;
 mod routes;
@@ -22,7 +23,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Connection as _, Sqlite, Transaction};
+
+use group_commit::GroupCommit;
 
 pub use artifacts::{Artifact, NewArtifact};
 pub use builds::{BuildOutcome, ClaimedBuild};
@@ -117,6 +120,7 @@ fn now() -> i64 {
 pub struct Store {
     writer: SqlitePool,
     readers: SqlitePool,
+    deliveries: GroupCommit,
 }
 
 impl Store {
@@ -134,8 +138,14 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open_error)?;
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            // A full disk ends a transaction without being asked, and sqlx does not notice: every write after that
+            // would fail. Such a connection is replaced. (It was pinged just before, after any rollback.)
+            .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
+            .connect_with(options.clone())
+            .await
+            .map_err(open_error)?;
         sqlx::migrate!("src/store/migrations")
             .run(&writer)
             .await
@@ -147,11 +157,13 @@ impl Store {
             .connect_with(options.read_only(true))
             .await
             .map_err(open_error)?;
-        Ok(Self { writer, readers })
+        let deliveries = GroupCommit::start(writer.clone());
+        Ok(Self { writer, readers, deliveries })
     }
 
     /// Waits for what is under way and closes the file.
     pub async fn close(&self) {
+        self.deliveries.close().await;
         self.readers.close().await;
         self.writer.close().await;
     }
@@ -170,6 +182,10 @@ impl Store {
 
     /// Begins a transaction that may write, waiting for its turn.
     async fn begin(&self, action: &'static str) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(during(action))
+        begin(&self.writer, action).await
     }
+}
+
+async fn begin(writer: &SqlitePool, action: &'static str) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    writer.begin_with("BEGIN IMMEDIATE").await.map_err(during(action))
 }
