@@ -1,5 +1,7 @@
 //! How much of a push is kennel's own: printed, and compared with nothing. `tests/lab/lab bench` runs it, with a
-//! release build and kennel's state on a real disk.
+//! release build and kennel's state on a real disk. [`load`] is about much of everything at once.
+
+mod load;
 
 use std::collections::BTreeMap;
 use std::fs::File;
