@@ -15,6 +15,7 @@ mod extract;
 mod health;
 mod logs;
 mod peer;
+mod places;
 mod projects;
 mod serve;
 

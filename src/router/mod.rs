@@ -303,6 +303,8 @@ async fn dispatch(
         && control_host.as_str() == host
     {
         parts.extensions.insert(FromOutside { peer: visitor.peer });
+        // What the visitor says of himself in headers counts for nothing.
+        parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
         let (body, _) = RequestBody::new(body, shared.timeouts.idle);
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let Ok(response) = control.clone().oneshot(request).await;

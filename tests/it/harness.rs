@@ -153,6 +153,11 @@ impl Harness {
         self.daemon().store()
     }
 
+    /// Where the API and the webhook listen.
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.daemon().api_addr
+    }
+
     /// Where the router listens.
     pub(crate) fn router(&self) -> SocketAddr {
         self.daemon().router_addr
@@ -197,9 +202,7 @@ impl Harness {
 
     /// Delivers a body, signed.
     pub(crate) async fn deliver(&self, event: &str, delivery: &str, body: &str) -> (u16, serde_json::Value) {
-        let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
-        mac.update(body.as_bytes());
-        let signature: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let signature = signature(body);
         let headers = [
             ("content-type", "application/json"),
             ("x-forgejo-event", event),
@@ -323,10 +326,18 @@ impl Harness {
     }
 }
 
+/// The signature of a body, as the project's forge makes it.
+pub(crate) fn signature(body: &str) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    mac.update(body.as_bytes());
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn config_text(dir: &Path) -> String {
     format!(
         r#"
 base_domain = "example.com"
+control_domain = "kennel.example.com"
 state_dir = "{dir}/state"
 [api]
 listen = "127.0.0.1:0"

@@ -4,6 +4,7 @@
 mod builder;
 mod cli;
 mod deploy;
+mod floods;
 mod harness;
 mod layering;
 mod reconcile;
