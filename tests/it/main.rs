@@ -10,4 +10,5 @@ mod layering;
 mod reconcile;
 mod resume;
 mod secrets;
+mod turns;
 mod webhook;
