@@ -15,6 +15,7 @@ mod cancel;
 mod doctor;
 mod environment;
 mod failures;
+mod floods;
 mod host;
 mod isolation;
 mod names;
