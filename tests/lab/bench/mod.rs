@@ -1,7 +1,9 @@
 //! How much of a push is kennel's own: printed, and compared with nothing. `tests/lab/lab bench` runs it, with a
-//! release build and kennel's state on a real disk. [`load`] is about much of everything at once.
+//! release build and kennel's state on a real disk. [`load`] and [`many`] are about
+//! much of everything.
 
 mod load;
+mod many;
 
 use std::collections::BTreeMap;
 use std::fs::File;
