@@ -11,7 +11,7 @@ pub mod services;
 
 pub mod fake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,6 +137,8 @@ pub enum UnitState {
 pub struct Inventory {
     /// Units of deployments and builds, as [`Machine::own_units`] tells.
     pub units: Vec<UnitName>,
+    /// Those of them that run, or are on their way up or down.
+    pub running: BTreeSet<UnitName>,
     /// Roots that keep an artifact.
     pub gc_roots: Vec<(BuildId, ServiceName)>,
     /// Links to static sites.

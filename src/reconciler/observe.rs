@@ -3,20 +3,18 @@
 use super::Observed;
 use crate::deployer::Context;
 use crate::host::UnitState;
-use crate::model::{DeploymentState, Kind};
 
 /// Looks at the machine first and at the rows after it: whatever is on the machine by then had its row before.
 pub(super) async fn observe(ctx: &Context) -> anyhow::Result<Observed> {
     let mut seen = Observed { inventory: ctx.machine.inventory().await?, ..Observed::default() };
-    for id in ctx.store.open_deployments().await? {
-        let deployment = ctx.store.deployment(id).await?;
-        if deployment.kind != Kind::Service {
-            continue;
-        }
-        let unit = deployment.target.tag.unit(id);
-        let at_rest = deployment.state == DeploymentState::Live && deployment.step.is_none();
-        if at_rest && matches!(ctx.machine.unit_state(&unit).await?, UnitState::Absent | UnitState::Dead { .. }) {
-            seen.down.push(id);
+    for service in ctx.store.open_services().await? {
+        let unit = service.tag.unit(service.id);
+        // It may have been started since the machine was looked at.
+        if service.at_rest
+            && !seen.inventory.running.contains(&unit)
+            && matches!(ctx.machine.unit_state(&unit).await?, UnitState::Absent | UnitState::Dead { .. })
+        {
+            seen.down.push(service.id);
         }
         seen.open_units.insert(unit);
     }

@@ -111,6 +111,7 @@ mod tests {
         let seen = Observed {
             inventory: Inventory {
                 units: vec![unit("kennel-p-main-api@7.service"), unit("kennel-build-3.service")],
+                running: [unit("kennel-p-main-api@7.service")].into(),
                 gc_roots: vec![root.clone(), (BuildId(3), "api".parse().unwrap())],
                 site_links: vec![link("web")],
                 data_dirs: vec![place("api")],
@@ -131,6 +132,7 @@ mod tests {
         let seen = Observed {
             inventory: Inventory {
                 units: vec![unit("kennel-p-main-api@6.service"), unit("kennel-fetch-2.service")],
+                running: [unit("kennel-p-main-api@6.service")].into(),
                 gc_roots: vec![(BuildId(2), "api".parse().unwrap())],
                 site_links: vec![link("web")],
                 data_dirs: vec![place("api")],

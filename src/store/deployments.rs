@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{RunId, Store, StoreError, Target, during, now};
-use crate::model::{BuildId, CommitSha, DeploymentId, DeploymentState, Ending, Kind, Step, TargetId};
+use crate::model::{BuildId, CommitSha, DeploymentId, DeploymentState, Ending, Kind, Step, TargetId, TargetTag};
 
 /// A deployment as the deployer sees it.
 #[derive(Debug, Clone)]
@@ -39,6 +39,17 @@ pub struct Claims<'a> {
     pub limit: u32,
 }
 
+/// A deployment of a service that has not ended, as far as its unit goes.
+#[derive(Debug, Clone)]
+pub struct OpenService {
+    /// Which.
+    pub id: DeploymentId,
+    /// The stem of its unit's name.
+    pub tag: TargetTag,
+    /// Whether it is live and nothing is to be done for it, so that its unit has to run.
+    pub at_rest: bool,
+}
+
 impl Store {
     /// Claims deployments with something to do. Of one target at most one starts at a time; older ones that have
     /// not started when a newer waits are called off.
@@ -72,7 +83,8 @@ impl Store {
                      and (d.state <> 'pending' or d.ending is not null or not exists (
                          select 1 from teardowns td
                          where td.target_id = d.target_id and td.up_to < d.id and td.after_build is null))
-                   order by d.id limit ?)
+                   -- The sign keeps SQLite from looking through all there ever were in this order.
+                   order by +d.id limit ?)
                returning id as "id!: DeploymentId""#,
             run,
             at,
@@ -162,6 +174,23 @@ impl Store {
             .fetch_all(&self.readers)
             .await
             .map_err(during("read the live deployments"))
+    }
+
+    /// Services' deployments that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn open_services(&self) -> Result<Vec<OpenService>, StoreError> {
+        sqlx::query_as!(
+            OpenService,
+            r#"select d.id as "id!: _", t.tag as "tag!: _", d.state = 'live' and d.step is null as "at_rest!: bool"
+               from deployments d join targets t on t.id = d.target_id
+               join artifacts a on a.build_id = d.build_id and a.name = t.name
+               where d.state in ('pending', 'starting', 'live', 'draining') and a.kind = 'service' order by d.id"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read the open services"))
     }
 
     /// Deployments that may have something on the machine: started, and not ended.

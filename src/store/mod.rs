@@ -30,7 +30,7 @@ use group_commit::GroupCommit;
 pub use artifacts::{Artifact, NewArtifact};
 pub use builds::{BuildOutcome, ClaimedBuild};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
-pub use deployments::{ClaimedDeployment, Claims};
+pub use deployments::{ClaimedDeployment, Claims, OpenService};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, Scope};
 pub use projects::{KnownBranch, KnownCommit, ProjectView};
 pub use secrets::GivenSecret;

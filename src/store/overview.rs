@@ -125,20 +125,27 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<BuildView>, StoreError> {
-        let Filter { all, build, deployment: _ } = scope.filter();
+        let (which, id) = match scope {
+            // A build is the only one of its own.
+            Scope::OfBuild(build) => ("one", build.0),
+            scope => scope.words(),
+        };
         let rows = sqlx::query_as!(
             BuildRow,
             r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
                b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
                b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
                from builds b join branches br on br.id = b.branch_id
-               where (?1 is null or br.project = ?1) and (?2 is null or b.id = ?2)
-                 and (?3 or b.state in ('queued', 'building')
-                      or (br.gone_at is null and b.id = (select max(n.id) from builds n where n.branch_id = br.id)))
+               where (?1 is null or br.project = ?1) and b.id in (
+                   select ?3 where ?2 = 'one'
+                   union all select id from builds where ?2 = 'all'
+                   union select id from builds where ?2 = 'current' and state in ('queued', 'building')
+                   union select (select max(n.id) from builds n where n.branch_id = w.id) from branches w
+                         where ?2 = 'current' and w.gone_at is null)
                order by b.id desc limit ?4"#,
             project,
-            build,
-            all,
+            which,
+            id,
             limit
         )
         .fetch_all(&self.readers)
@@ -181,7 +188,7 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<DeploymentView>, StoreError> {
-        let Filter { all, build, deployment } = scope.filter();
+        let (which, id) = scope.words();
         let rows = sqlx::query_as!(
             DeploymentRow,
             r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
@@ -191,15 +198,19 @@ impl Store {
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
                join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
-               where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2) and (?5 is null or d.id = ?5)
-                 and (?3 or d.state in ('pending', 'starting', 'live', 'draining')
-                      or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
+               where (?1 is null or br.project = ?1) and d.id in (
+                   select ?3 where ?2 = 'one'
+                   union all select id from deployments where ?2 = 'build' and build_id = ?3
+                   union all select id from deployments where ?2 = 'all'
+                   union select id from deployments
+                         where ?2 = 'current' and state in ('pending', 'starting', 'live', 'draining')
+                   union select (select max(n.id) from deployments n where n.target_id = w.id) from targets w
+                         where ?2 = 'current' and w.gone_at is null)
                order by d.id desc limit ?4"#,
             project,
-            build,
-            all,
-            limit,
-            deployment
+            which,
+            id,
+            limit
         )
         .fetch_all(&self.readers)
         .await
@@ -245,23 +256,15 @@ pub enum Scope {
     One(DeploymentId),
 }
 
-/// A scope as the queries take it.
-struct Filter {
-    /// Whether rows of the past count too.
-    all: bool,
-    build: Option<BuildId>,
-    deployment: Option<DeploymentId>,
-}
-
 impl Scope {
-    fn filter(self) -> Filter {
-        let (all, build, deployment) = match self {
-            Self::All => (true, None, None),
-            Self::Current => (false, None, None),
-            Self::OfBuild(build) => (true, Some(build), None),
-            Self::One(deployment) => (true, None, Some(deployment)),
-        };
-        Filter { all, build, deployment }
+    /// As the queries take it: which rows, and of what. Each finds them by an index, but for [`Scope::All`].
+    fn words(self) -> (&'static str, i64) {
+        match self {
+            Self::All => ("all", 0),
+            Self::Current => ("current", 0),
+            Self::OfBuild(build) => ("build", build.0),
+            Self::One(deployment) => ("one", deployment.0),
+        }
     }
 }
 

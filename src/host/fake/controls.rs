@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use super::{Behaviour, FakeMachine, Inventory, SiteLink, State};
+use super::{Behaviour, FakeMachine, Inventory, SiteLink, State, UnitState};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// Declares one operation for each method of the trait.
@@ -141,8 +141,11 @@ impl State {
 
     pub(super) fn inventory(&self) -> Inventory {
         let links = self.site_links.keys().cloned();
+        let units = self.own_units();
+        let down = |unit: &UnitName| matches!(self.unit_state(unit), UnitState::Absent | UnitState::Dead { .. });
         Inventory {
-            units: self.own_units(),
+            running: units.iter().filter(|unit| !down(unit)).cloned().collect(),
+            units,
             gc_roots: self.gc_roots.keys().cloned().collect(),
             site_links: links.map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
             data_dirs: self.data_dirs.iter().cloned().collect(),

@@ -156,6 +156,21 @@ fn own(unit: &UnitName) -> Result<OwnUnit, Fault> {
     OwnUnit::of(unit).ok_or_else(|| format!("`{unit}` is not a unit of kennel's").into())
 }
 
+impl SystemdMachine {
+    /// All units of kennel's own making, and whether each runs: systemd is asked once for all of them.
+    async fn units(&self) -> Result<BTreeMap<UnitName, bool>, HostError> {
+        let listed = self.systemd.list(&["kennel-*@*.service", "kennel-fetch-*.service", "kennel-build-*.service"]);
+        let listed = listed.await.map_err(|fault| HostError::new("list kennel's units", fault))?;
+        let layout = self.layout.clone();
+        let files = move || Ok(upkeep::units_with_files(&layout)?);
+        let files = blocking(|| "list kennel's unit files".to_owned(), files).await?;
+        let mut units: BTreeMap<_, _> = files.into_iter().map(|unit| (unit, false)).collect();
+        let listed = listed.into_iter().filter_map(|unit| Some((unit.name.parse().ok()?, unit.runs)));
+        units.extend(listed.filter(|(unit, _)| OwnUnit::of(unit).is_some()));
+        Ok(units)
+    }
+}
+
 #[async_trait]
 impl Machine for SystemdMachine {
     async fn secret_fingerprints(
@@ -242,14 +257,7 @@ impl Machine for SystemdMachine {
     }
 
     async fn own_units(&self) -> Result<Vec<UnitName>, HostError> {
-        let listed = self.systemd.list(&["kennel-*@*.service", "kennel-fetch-*.service", "kennel-build-*.service"]);
-        let listed = listed.await.map_err(|fault| HostError::new("list kennel's units", fault))?;
-        let layout = self.layout.clone();
-        let files = move || Ok(upkeep::units_with_files(&layout)?);
-        let mut units = blocking(|| "list kennel's unit files".to_owned(), files).await?;
-        let listed = listed.iter().filter_map(|name| name.parse().ok());
-        units.extend(listed.filter(|unit| OwnUnit::of(unit).is_some()));
-        Ok(units.into_iter().collect())
+        Ok(self.units().await?.into_keys().collect())
     }
 
     async fn ensure_site_link(&self, link: &SiteLink, to: &StorePath) -> Result<(), HostError> {
@@ -353,10 +361,11 @@ impl Machine for SystemdMachine {
     }
 
     async fn inventory(&self) -> Result<Inventory, HostError> {
-        let units = self.own_units().await?;
+        let units = self.units().await?;
+        let running = units.iter().filter(|(_, runs)| **runs).map(|(unit, _)| unit.clone()).collect();
         let layout = self.layout.clone();
         let look = move || Ok(upkeep::inventory(&layout)?);
         let found = blocking(|| "look through kennel's directories".to_owned(), look).await?;
-        Ok(Inventory { units, ..found })
+        Ok(Inventory { units: units.into_keys().collect(), running, ..found })
     }
 }

@@ -130,6 +130,7 @@ pub(super) fn inventory(layout: &Layout) -> io::Result<Inventory> {
     }
     Ok(Inventory {
         units: Vec::new(),
+        running: BTreeSet::new(),
         gc_roots: gc_roots.iter().filter_map(|name| gc_root_of(name)).collect(),
         site_links: links.into_iter().map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
         data_dirs: data.into_iter().collect(),

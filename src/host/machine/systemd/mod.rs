@@ -315,13 +315,24 @@ impl Systemd {
         }
     }
 
-    /// The names of all loaded units that match one of the patterns.
-    pub(super) async fn list(&self, patterns: &[&str]) -> Result<Vec<String>, Fault> {
+    /// All loaded units that match one of the patterns.
+    pub(super) async fn list(&self, patterns: &[&str]) -> Result<Vec<Listed>, Fault> {
         let rows = self.link().await?.manager.list_units_by_patterns(&[], patterns).await?;
         // A name that something refers to is listed, though there is no such unit.
         let there = rows.into_iter().filter(|row| row.2 != "not-found" || row.3 != "inactive");
-        Ok(there.map(|row| row.0).collect())
+        // As `state` has it: everything else is neither dead nor absent.
+        let runs =
+            |active: &str| matches!(active, "active" | "reloading" | "refreshing" | "activating" | "deactivating");
+        Ok(there.map(|row| Listed { runs: runs(&row.3), name: row.0 }).collect())
     }
+}
+
+/// A unit that systemd has loaded.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) name: String,
+    /// Whether it runs, or is on its way up or down.
+    pub(super) runs: bool,
 }
 
 /// Reads signals for as long as there is a bus, and connects again when there is one again.

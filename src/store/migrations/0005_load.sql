@@ -1,0 +1,9 @@
+-- What is looked for at every bell must not cost more the longer kennel has run.
+
+-- Of both, all but a few rows have ended.
+create index builds_by_state on builds (state, id);
+drop index open_builds;
+create index deployments_by_state on deployments (state, id);
+
+-- A build that goes has its deliveries looked for.
+create index deliveries_by_build on deliveries (build_id);
