@@ -9,6 +9,9 @@ use super::words::{build_mood, deployment_mood, path_of, print_json, short};
 use crate::api::wire::{BuildView, DeploymentInfo, DeploymentView, ProjectView};
 use crate::model::{BuildState, DeploymentState, ProjectName};
 
+/// As many rows as there may be.
+const LIMIT: &str = "limit=10000";
+
 /// Show what runs, what is on its way, and what went wrong
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
@@ -32,9 +35,9 @@ struct Everything {
 /// When the daemon cannot be reached, says no, or the output cannot be written.
 pub(super) async fn run(args: &StatusArgs, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let only = args.project.as_ref().map(|project| format!("project={project}")).unwrap_or_default();
-    let builds = client.get(&format!("/builds?current=1&limit=1000&{only}")).await?;
-    let deployments = client.get(&format!("/deployments?{only}")).await?;
-    let mut projects: Vec<ProjectView> = client.get("/projects").await?;
+    let (builds, deployments) = (format!("/builds?current=1&{LIMIT}&{only}"), format!("/deployments?{LIMIT}&{only}"));
+    let (builds, deployments, mut projects): (_, _, Vec<ProjectView>) =
+        tokio::try_join!(client.get(&builds), client.get(&deployments), client.get("/projects"))?;
     projects.retain(|project| args.project.as_ref().is_none_or(|only| project.name == *only));
     let everything = Everything { projects, builds, deployments };
     if args.json {
@@ -93,9 +96,9 @@ impl Everything {
                 !state.is_terminal() || state == DeploymentState::Failed || !self.has_other(&info.deployment)
             })
             .collect();
-        shown.sort_by_key(|info| {
-            let d = &info.deployment;
-            (d.project.clone(), d.branch.clone(), d.service.clone(), std::cmp::Reverse(d.id))
+        shown.sort_by(|a, b| {
+            let (a, b) = (&a.deployment, &b.deployment);
+            (&a.project, &a.branch, &a.service, b.id).cmp(&(&b.project, &b.branch, &b.service, a.id))
         });
         shown
     }

@@ -1,6 +1,6 @@
-//! How much of a push is kennel's own: printed, and compared with nothing. `tests/lab/lab bench` runs it, with a
-//! release build and kennel's state on a real disk. [`load`] and [`many`] are about
-//! much of everything.
+//! How much of a push is kennel's own, and how much kennel bears: printed, and compared with nothing.
+//! `tests/lab/lab bench` runs it, with a release build and kennel's state on a real disk. [`load`] and [`many`] are
+//! about much of everything.
 
 mod load;
 mod many;
