@@ -15,7 +15,6 @@ mod extract;
 mod health;
 mod logs;
 mod peer;
-mod places;
 mod projects;
 mod serve;
 

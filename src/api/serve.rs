@@ -24,7 +24,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::access::{Caller, owner_of};
-use super::places::Places;
+use crate::places::Places;
 use crate::telemetry::chain;
 
 /// How long a client may take for the head of a request, and between requests.

@@ -43,6 +43,7 @@ use self::forward::{Exchange, Outcome, Switch};
 use self::pages::Problem;
 use self::table::{Entry, RouteTable};
 use crate::model::{DeploymentId, HostName, Route};
+use crate::places::Places;
 use crate::store::{Store, StoreError};
 
 /// How often a claim that was refused is tried on a newer table.
@@ -118,6 +119,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Connections of visitors, upgraded ones included: 8192. More wait in the kernel's queue.
     pub connections: usize,
+    /// Of these, with one address (IPv6: one /64): 4096. More are turned away, so that there is room for others.
+    pub connections_of_one: usize,
     /// Headers of a request: 100.
     pub headers: usize,
     /// Bytes of a request's head: 64 KiB.
@@ -126,7 +129,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 8192, headers: 100, head_bytes: 64 * 1024 }
+        Self { connections: 8192, connections_of_one: 4096, headers: 100, head_bytes: 64 * 1024 }
     }
 }
 
@@ -180,6 +183,8 @@ struct Shared {
     reloading: Mutex<()>,
     /// Places for connections.
     places: Arc<Semaphore>,
+    /// The same, by address.
+    places_of_one: Places,
     /// One task for each connection, and for each after a switch of protocols.
     tasks: TaskTracker,
     /// No new connections; answers close theirs.
@@ -205,6 +210,7 @@ impl Router {
             control,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
+            places_of_one: Places::new(limits.connections_of_one),
             limits,
             table: ArcSwap::default(),
             reloading: Mutex::default(),

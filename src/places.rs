@@ -1,30 +1,35 @@
-//! Places for connections: one address must not take them all.
+//! Places for connections: one address must not take all there are.
+//!
+//! **Invariant:** memory is held for addresses that have connections, and for no others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many connections each address has; only those that have one.
+/// How many connections each address has. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub struct Places {
     taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
     of_one_max: usize,
 }
 
 /// A connection's place, given back when it goes.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     places: Places,
     source: Option<IpAddr>,
 }
 
 impl Places {
-    pub(super) fn new(of_one_max: usize) -> Self {
+    /// At most so many for each address.
+    #[must_use]
+    pub fn new(of_one_max: usize) -> Self {
         Self { taken: Arc::default(), of_one_max }
     }
 
     /// A place, unless the address has as many as it may. IPv6 counts by /64; who has no address always gets one.
-    pub(super) fn take(&self, address: Option<SocketAddr>) -> Option<Place> {
+    #[must_use]
+    pub fn take(&self, address: Option<SocketAddr>) -> Option<Place> {
         let source = address.map(|address| match address.ip().to_canonical() {
             IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
             v4 @ IpAddr::V4(_) => v4,
