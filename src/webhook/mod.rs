@@ -202,7 +202,11 @@ fn refuse(project: &str, headers: &HeaderMap, refusal: &Refusal) -> Response {
         Refusal::Malformed(fault) => (StatusCode::BAD_REQUEST, fault.to_string()),
         Refusal::Store(err) => {
             error!(project.name = project, delivery.id = delivery, error = %chain(err), "Could not record delivery {delivery}");
-            let body = problem(StatusCode::SERVICE_UNAVAILABLE, "the delivery could not be recorded; send it again");
+            let detail = match err.is_out_of_room() {
+                true => "there is no room on disk to record the delivery; send it again",
+                false => "the delivery could not be recorded; send it again",
+            };
+            let body = problem(StatusCode::SERVICE_UNAVAILABLE, detail);
             return ([(header::RETRY_AFTER, "30")], body).into_response();
         }
     };
