@@ -32,15 +32,18 @@ pub use access::{Access, Caller, GROUP};
 pub use serve::{listen_unix, serve_tcp, serve_unix};
 
 use crate::config::Config;
+use crate::host::Machine;
 use crate::store::Store;
 use crate::wake::Bell;
 use problem::ApiError;
 
 /// What the API works with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Api {
     /// The rows.
     pub store: Store,
+    /// The machine: its disk is looked at, and nothing of it moved.
+    pub machine: Arc<dyn Machine>,
     /// The daemon's file; a reload swaps it.
     pub config: Arc<ArcSwap<Config>>,
     /// Where each build has a directory of its logs: `<state_dir>/logs`.

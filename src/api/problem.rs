@@ -45,7 +45,7 @@ pub enum ApiError {
     #[error("{0}")]
     Conflict(Advice),
     /// The database did not do its part.
-    #[error("the database did not answer")]
+    #[error("{}", if .0.is_out_of_room() { "there is no room on disk to record that" } else { "the database did not answer" })]
     Store(#[from] StoreError),
     /// A log file cannot be read.
     #[error("cannot read {log}")]
@@ -96,6 +96,7 @@ impl ApiError {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Store(err) if err.is_out_of_room() => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(_) | Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -109,6 +110,9 @@ impl ApiError {
             Self::TokenNeeded => "send `Authorization: Bearer <the content of token_file>`",
             Self::WrongToken => "a new token is read when kennel starts",
             Self::NoPage(_) => "there are /builds, /deployments, /projects and /healthz",
+            Self::Store(err) if err.is_out_of_room() => {
+                "make room on disk, and ask again; `kennel gc` frees what it can"
+            }
             Self::Store(_) | Self::Log { .. } => "`journalctl -u kennel` says more",
             Self::WrongMethod(_) | Self::Slow | Self::TooLarge => return None,
         };
@@ -152,6 +156,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+        }
         if matches!(self, Self::TokenNeeded | Self::WrongToken) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kennel\""));
         }

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::host::fake::{FakeBuild, FakeMachine};
 use crate::model::{BranchRef, BuildId, Environment};
 use crate::store::{Accepted, BuildOutcome, ClaimedBuild, Delivery, NewArtifact, Push, RunId};
 
@@ -62,6 +63,7 @@ impl Harness {
         store.note_projects(config.projects.keys()).await.unwrap();
         let api = Api {
             store,
+            machine: Arc::new(FakeMachine::new(|_| FakeBuild::default())),
             config: Arc::new(ArcSwap::from_pointee(config)),
             logs: dir.path().join("logs"),
             access: Arc::new(access),

@@ -6,6 +6,7 @@
 //! **Invariant:** nothing a repository contains is parsed or evaluated in this process; it reads reports of bounded
 //! size and the targets of links, and checks both.
 
+mod admission;
 mod unit;
 pub mod worker;
 
@@ -25,10 +26,13 @@ use crate::model::{BuildId, BuildState, ServiceName, UnitName};
 use crate::store::{BuildOutcome, ClaimedBuild, NewArtifact, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
+use admission::Admission;
 use worker::TargetReport;
 
 /// How often rows are looked at when no bell rings.
 const TICK: Duration = Duration::from_secs(30);
+/// How often the disk is looked at while builds wait for room on it.
+const ROOM_TICK: Duration = Duration::from_secs(5);
 
 /// What the builder works with.
 #[derive(Clone)]
@@ -56,13 +60,20 @@ pub struct Builder {
     working: HashMap<Id, (ClaimedBuild, CancellationToken)>,
     /// Builds whose job ended without ending the build.
     unfinished: Vec<ClaimedBuild>,
+    admission: Admission,
 }
 
 impl Builder {
     /// A builder with nothing to do yet.
     #[must_use]
     pub fn new(ctx: Context) -> Self {
-        Self { ctx, jobs: JoinSet::new(), working: HashMap::new(), unfinished: Vec::new() }
+        Self {
+            ctx,
+            jobs: JoinSet::new(),
+            working: HashMap::new(),
+            unfinished: Vec::new(),
+            admission: Admission::default(),
+        }
     }
 
     /// Works until shutdown. Then units that build go on; the next run takes them over.
@@ -76,6 +87,7 @@ impl Builder {
             tokio::select! {
                 () = bell.rung() => {}
                 _ = tick.tick() => {}
+                () = tokio::time::sleep(ROOM_TICK), if self.admission.is_short() => {}
                 Some(done) = self.jobs.join_next_with_id() => self.settle(done),
                 () = shutdown.cancelled() => break,
             }
@@ -104,6 +116,9 @@ impl Builder {
             self.spawn(build);
         }
         while self.jobs.len() < self.ctx.config.load().builder.max_concurrent_builds {
+            if !self.admission.admits(&self.ctx).await? {
+                break;
+            }
             let Some(build) = self.ctx.store.claim_build(&self.ctx.run).await? else { break };
             self.spawn(build);
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::client::Client;
 use super::failure::Failure;
 use super::screen::{Column, Mood, Row, Screen, clean, span};
-use super::words::{build_mood, deployment_mood, path_of, print_json, short};
+use super::words::{build_mood, deployment_mood, path_of, print_json, short, show_waiting};
 use crate::api::wire::{BuildView, DeploymentInfo, DeploymentView, ProjectView};
 use crate::model::{BuildState, DeploymentState, ProjectName};
 
@@ -60,6 +60,7 @@ impl Everything {
             // The one that is nearest to its end comes first.
             let rows: Vec<Row> = open.iter().rev().map(|build| open_build(build, screen.now)).collect();
             screen.table(&heading, &rows)?;
+            show_waiting(&open, screen)?;
             screen.line("")?;
         }
         let shown = self.shown();
@@ -166,6 +167,17 @@ impl Everything {
                     "{} is no longer in kennel.toml: `kennel teardown {}` removes it.",
                     path_of(deployment),
                     deployment.id
+                ));
+            }
+        }
+        for DeploymentInfo { deployment, .. } in &self.deployments {
+            if let Some(at) = deployment.expired_at {
+                lines.push(format!(
+                    "{} was torn down {} ago: {}. The next push to `{}` brings it back.",
+                    path_of(deployment),
+                    span(screen.now - at),
+                    clean(deployment.reason.as_deref().unwrap_or("nobody used it")),
+                    clean(&deployment.branch)
                 ));
             }
         }

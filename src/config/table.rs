@@ -272,6 +272,20 @@ impl<'d, 't> Item<'d, 't> {
         }
     }
 
+    /// A number of bytes such as `"2GB"`, `"500MB"`, `"1GiB"` or `"0"`, within `range`.
+    pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        match size(text) {
+            None => self
+                .fault(format!("{} is not a size", quoted(text)), Some("write it like \"2GB\", \"500MB\" or \"1GiB\"")),
+            Some(value) if range.contains(&value) => Some(value),
+            Some(_) => {
+                let (from, to) = (range.start(), range.end());
+                self.fault(format!("{} is not between {from} and {to} bytes", quoted(text)), None)
+            }
+        }
+    }
+
     /// An absolute path. A bad one is not repeated in the fault: it may be a secret put in the wrong place.
     pub(super) fn path(self) -> Option<PathBuf> {
         let text = self.text()?;
@@ -333,6 +347,25 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits + 1..];
     }
     (!text.is_empty()).then(|| Duration::from_secs(secs))
+}
+
+/// `<n>`, or `<n>` with `B`, `KB`, `MB`, `GB`, `TB`, `KiB`, `MiB`, `GiB` or `TiB`.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = match &text[digits..] {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit)
 }
 
 /// A key below a path, quoted where TOML wants it to be.

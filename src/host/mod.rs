@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod disk;
 pub mod key;
 pub mod machine;
 pub mod services;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::disk::DiskSpace;
 use self::key::HostKey;
 use crate::model::{
     BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
@@ -248,6 +250,9 @@ pub trait Machine: Send + Sync + 'static {
     async fn empty_trash(&self, older_than: Duration) -> Result<(), HostError>;
     /// Everything on the machine that bears kennel's own names.
     async fn inventory(&self) -> Result<Inventory, HostError>;
+
+    /// The file systems that a build fills: that of the state directory and that of the Nix store.
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError>;
 }
 
 /// What a build unit is to do: written by the daemon, read by `kennel build-worker`.

@@ -33,6 +33,20 @@ words! {
 }
 
 words! {
+    /// Why a GC root keeps an artifact.
+    RootReason {
+        /// Its build has not ended.
+        InBuild = "in_build",
+        /// A version of it runs, or is on its way up or down.
+        Live = "live",
+        /// It is one of the last 5 versions of its target that went live.
+        Rollback = "rollback",
+        /// Nothing needs it: the root goes when kennel looks next.
+        Surplus = "surplus",
+    }
+}
+
+words! {
     /// Something that happens to a build.
     BuildEvent {
         /// A worker takes it.

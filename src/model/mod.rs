@@ -8,7 +8,7 @@ pub mod names;
 pub mod route;
 pub mod settings;
 
-pub use build::{ArtifactState, BuildEvent, BuildState, Environment};
+pub use build::{ArtifactState, BuildEvent, BuildState, Environment, RootReason};
 pub use deployment::{DeploymentEvent, DeploymentState, Ending, Step};
 pub use names::{
     BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DeliveryId, DeploymentId, FlakeOutput, HostName, InvalidName,

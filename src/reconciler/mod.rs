@@ -7,10 +7,12 @@
 
 mod observe;
 mod plan;
+mod upkeep;
 
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -26,6 +28,7 @@ const TRASH_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 const PARALLEL: usize = 32;
 
 /// The loop that keeps machine and rows equal.
+#[derive(Clone)]
 pub struct Reconciler {
     ctx: deployer::Context,
 }
@@ -40,12 +43,12 @@ impl Reconciler {
     /// Reconciles until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
-        tick.tick().await;
         let bell = self.ctx.ended.clone();
         loop {
             tokio::select! {
                 () = bell.rung() => {}
-                _ = tick.tick() => {}
+                // The first comes at once, when the daemon is up.
+                _ = tick.tick() => self.upkeep(Timestamp::now()).await,
                 () = shutdown.cancelled() => return,
             }
             if let Err(err) = self.run_once().await {
@@ -93,6 +96,7 @@ impl Reconciler {
                 self.ctx.machine.remove_data_dir(project, slug, service).await?;
             }
             Action::RemoveWorkDir(build) => self.ctx.machine.remove_work_dir(*build).await?,
+            Action::RemoveLogDir(build) => self.ctx.machine.remove_log_dir(*build).await?,
         }
         Ok(())
     }

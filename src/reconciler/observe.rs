@@ -23,6 +23,7 @@ pub(super) async fn observe(ctx: &Context) -> anyhow::Result<Observed> {
     for target in ctx.store.targets().await? {
         seen.targets.insert((target.project, target.slug, target.name));
     }
+    seen.builds = ctx.store.build_ids().await?.into_iter().collect();
     seen.open_builds = ctx.store.open_builds().await?.into_iter().collect();
     seen.rooted = ctx.store.rooted_artifacts().await?.into_iter().collect();
     seen.surplus_roots = ctx.store.surplus_roots().await?;

@@ -20,6 +20,8 @@ pub struct Observed {
     pub down: Vec<DeploymentId>,
     /// Services and sites that are there.
     pub targets: BTreeSet<Place>,
+    /// Builds of which there is a row.
+    pub builds: BTreeSet<BuildId>,
     /// Builds that have not ended.
     pub open_builds: BTreeSet<BuildId>,
     /// Artifacts that a GC root keeps, by the rows.
@@ -43,6 +45,8 @@ pub enum Action {
     RemoveData(ProjectName, BranchSlug, ServiceName),
     /// Remove what an ended build left.
     RemoveWorkDir(BuildId),
+    /// Remove the logs of a build that is forgotten.
+    RemoveLogDir(BuildId),
 }
 
 impl fmt::Display for Action {
@@ -54,6 +58,7 @@ impl fmt::Display for Action {
             Self::RemoveLink(link) => write!(f, "remove the link of `{}` of {}", link.site, link.project),
             Self::RemoveData(project, slug, service) => write!(f, "remove the data of {project}/{slug}/{service}"),
             Self::RemoveWorkDir(build) => write!(f, "remove the work directory of build {build}"),
+            Self::RemoveLogDir(build) => write!(f, "remove the logs of build {build}"),
         }
     }
 }
@@ -80,6 +85,9 @@ pub fn plan(seen: &Observed) -> Vec<Action> {
     }
     let dirs = has.work_dirs.iter().filter(|build| !seen.open_builds.contains(build)).copied();
     actions.extend(dirs.map(Action::RemoveWorkDir));
+    // Rows go before files, so that what a crash leaves is found here.
+    let dirs = has.log_dirs.iter().filter(|build| !seen.builds.contains(build)).copied();
+    actions.extend(dirs.map(Action::RemoveLogDir));
     actions
 }
 
@@ -119,6 +127,7 @@ mod tests {
             },
             open_units: [unit("kennel-p-main-api@7.service")].into(),
             targets: [place("api"), place("web")].into(),
+            builds: [BuildId(1), BuildId(3)].into(),
             open_builds: [BuildId(3)].into(),
             rooted: [root].into(),
             ..Observed::default()
@@ -135,8 +144,9 @@ mod tests {
                 site_links: vec![link("web")],
                 data_dirs: vec![place("api")],
                 work_dirs: vec![BuildId(2)],
-                log_dirs: vec![],
+                log_dirs: vec![BuildId(1), BuildId(2)],
             },
+            builds: [BuildId(2)].into(),
             open_units: [unit("kennel-p-main-api@7.service")].into(),
             down: vec![DeploymentId(7)],
             surplus_roots: vec![(BuildId(1), "api".parse().unwrap())],
@@ -154,6 +164,7 @@ mod tests {
                 Action::RemoveLink(link("web")),
                 Action::RemoveData(project, slug, service),
                 Action::RemoveWorkDir(BuildId(2)),
+                Action::RemoveLogDir(BuildId(1)),
             ]
         );
     }

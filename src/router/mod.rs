@@ -42,13 +42,16 @@ use self::body::{Body, RequestBody};
 use self::forward::{Exchange, Outcome, Switch};
 use self::pages::Problem;
 use self::table::{Entry, RouteTable};
-use crate::model::{DeploymentId, HostName, Route};
+use crate::model::{DeploymentId, HostName, Route, TargetId};
 use crate::store::{Store, StoreError};
+use crate::telemetry::chain;
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
 /// How often idle connections that are too old are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it is written down who was asked for.
+const REQUESTS_TICK: Duration = Duration::from_secs(60);
 
 /// What the router needs to know.
 #[derive(Debug, Clone)]
@@ -165,6 +168,14 @@ impl Source {
             Self::Given(routes) => Ok(routes.lock().expect("no test panics while it holds the routes").clone()),
         }
     }
+
+    async fn note_requests(&self, targets: &[TargetId]) -> Result<(), StoreError> {
+        match self {
+            Self::Store(store) => store.note_requests(targets, jiff::Timestamp::now().as_millisecond()).await,
+            #[cfg(test)]
+            Self::Given(_) => Ok(()),
+        }
+    }
 }
 
 /// What all connections share.
@@ -226,6 +237,7 @@ impl Router {
             () = accept::serve(&self.shared, listeners, &shutdown) => {}
             () = keep_house(Handle { shared: Arc::clone(&self.shared) }) => {}
         }
+        Handle { shared: self.shared }.note_requests().await;
     }
 }
 
@@ -234,6 +246,8 @@ async fn keep_house(handle: Handle) {
     let mut tick = tokio::time::interval(handle.shared.timeouts.tick);
     tick.reset();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut requests = tokio::time::interval(REQUESTS_TICK);
+    requests.reset();
     loop {
         tokio::select! {
             _ = tick.tick() => {
@@ -241,6 +255,7 @@ async fn keep_house(handle: Handle) {
                     tracing::error!(error = %err, "Could not rebuild the route table; the old one stays");
                 }
             }
+            _ = requests.tick() => handle.note_requests().await,
             _ = sweep.tick() => handle.shared.table.load().upstreams().for_each(|upstream| upstream.sweep()),
         }
     }
@@ -258,6 +273,20 @@ impl Handle {
         let table = RouteTable::build(&routes, &previous, &self.shared.store_dir);
         self.shared.table.store(Arc::new(table));
         Ok(())
+    }
+
+    /// Writes down which targets were asked for since the last time. What cannot be written is kept for the next.
+    pub async fn note_requests(&self) {
+        let table = self.shared.table.load_full();
+        let asked = table.take_asked();
+        if asked.is_empty() {
+            return;
+        }
+        let targets: Vec<_> = asked.iter().copied().collect();
+        if let Err(err) = self.shared.source.note_requests(&targets).await {
+            table.put_back(&asked);
+            tracing::warn!(error = %chain(&err), "Could not write down which services and sites were asked for");
+        }
     }
 
     /// Lets no new request into `deployment`, and returns when none is left in it; what is left at `deadline` is
@@ -309,7 +338,10 @@ async fn dispatch(
         return Ok(response.map(Body::Control));
     }
     for _ in 0..CLAIMS {
-        let entry = shared.table.load().find(host).cloned();
+        let entry = shared.table.load().find(host).map(|(entry, seen)| {
+            seen.note();
+            entry.clone()
+        });
         let upstream = match entry {
             None => return Err(Problem::UnknownHost),
             Some(Entry::Site(site)) => return site.answer(&parts).await,

@@ -155,6 +155,17 @@ impl Store {
             .map_err(during("read the open builds"))
     }
 
+    /// Whether a build waits for its turn.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn has_queued_builds(&self) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(r#"select exists (select 1 from builds where state = 'queued') as "queued!: bool""#)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(during("look for queued builds"))
+    }
+
     /// Running builds that somebody wants stopped.
     ///
     /// # Errors

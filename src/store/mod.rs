@@ -12,10 +12,13 @@ mod deliveries;
 mod deployments;
 mod overview;
 mod projects;
+mod retention;
+mod roots;
 mod routes;
 mod secrets;
 mod steps;
 mod targets;
+mod upkeep;
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,9 +33,12 @@ pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, Scope};
 pub use projects::{KnownBranch, KnownCommit, ProjectView};
+pub use retention::{Sweep, Swept};
+pub use roots::RootView;
 pub use secrets::GivenSecret;
 pub use steps::Switch;
 pub use targets::{Target, Teardown, TeardownAsked};
+pub use upkeep::LastUse;
 
 /// To what size SQLite's write-ahead log is cut back, in bytes.
 const WAL_BYTES: &str = "16777216";

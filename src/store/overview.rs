@@ -25,7 +25,7 @@ pub struct BuildView {
     pub environment: Environment,
     /// Where it stands.
     pub state: BuildState,
-    /// Why it failed or was cancelled.
+    /// Why it failed or was cancelled; in the API's answers also what it waits for.
     pub reason: Option<String>,
     /// Milliseconds since 1970.
     pub queued_at: i64,
@@ -89,6 +89,8 @@ pub struct DeploymentView {
     pub journal_tag: TargetTag,
     /// Whether the branch's newest kennel.toml no longer names it.
     pub unnamed: bool,
+    /// When its target was torn down because nobody used it, if it was; in milliseconds since 1970.
+    pub expired_at: Option<i64>,
     /// Milliseconds since 1970.
     pub created_at: i64,
     /// Milliseconds since 1970.
@@ -188,12 +190,17 @@ impl Store {
                t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
                b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
                p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
+               case when t.gone_at is not null then ex.expired_at end as "expired_at: i64",
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
                join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
+               left join expiries ex on ex.target_id = t.id and ex.expired_at > t.created_at
                where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2) and (?5 is null or d.id = ?5)
                  and (?3 or d.state in ('pending', 'starting', 'live', 'draining')
-                      or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
+                      or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id))
+                      or (t.gone_at is not null and br.gone_at is null and ex.expired_at is not null
+                          and d.id = (select max(n.id) from deployments n
+                                      where n.target_id = t.id and n.state = 'retired')))
                order by d.id desc limit ?4"#,
             project,
             build,
@@ -237,7 +244,8 @@ impl Store {
 pub enum Scope {
     /// Every row.
     All,
-    /// Those that have not ended, and the newest of each branch or target that is there.
+    /// Those that have not ended, the newest of each branch or target that is there, and the last of each target
+    /// that nobody used while its branch was there.
     Current,
     /// One build, or its deployments.
     OfBuild(BuildId),
@@ -317,6 +325,7 @@ struct DeploymentRow {
     port: Option<Port>,
     journal_tag: TargetTag,
     unnamed: bool,
+    expired_at: Option<i64>,
     created_at: i64,
     started_at: Option<i64>,
     live_at: Option<i64>,
@@ -341,6 +350,7 @@ impl From<DeploymentRow> for DeploymentView {
             port: row.port,
             journal_tag: row.journal_tag,
             unnamed: row.unnamed,
+            expired_at: row.expired_at,
             created_at: row.created_at,
             started_at: row.started_at,
             live_at: row.live_at,

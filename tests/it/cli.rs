@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use kennel::api::{self, Access, Api};
 use kennel::config::Config;
+use kennel::host::fake::{FakeBuild, FakeMachine};
 use kennel::model::deployment::Next;
 use kennel::model::settings::Manifest;
 use kennel::model::{BranchRef, BuildId, DeploymentId, Ending, Environment, ServiceName, Settings, Step};
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A daemon that serves its API and does no work of its own.
 struct Fixture {
     store: Store,
+    machine: FakeMachine,
     run: RunId,
     socket: PathBuf,
     logs: PathBuf,
@@ -60,7 +62,8 @@ impl Fixture {
         store.note_projects(config.projects.keys()).await.unwrap();
         let (socket, logs) = (dir.path().join("kennel.sock"), dir.path().join("logs"));
         let (shutdown, servers) = (CancellationToken::new(), JoinSet::new());
-        let mut fixture = Self { store, run: RunId::fresh(), socket, logs, shutdown, servers, dir };
+        let machine = FakeMachine::new(|_| FakeBuild::default());
+        let mut fixture = Self { store, machine, run: RunId::fresh(), socket, logs, shutdown, servers, dir };
         fixture.serve(config);
         fixture
     }
@@ -68,6 +71,7 @@ impl Fixture {
     fn serve(&mut self, config: Config) {
         let app = api::router(Api {
             store: self.store.clone(),
+            machine: Arc::new(self.machine.clone()),
             config: Arc::new(ArcSwap::from_pointee(config)),
             logs: self.logs.clone(),
             access: Arc::new(Access { token: None, group: own_group(), control_domain: None }),

@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 /// The project of these tests.
 pub(crate) const PROJECT: &str = "shop";
+const TOKEN: &str = "the operator's token";
 const SECRET: &str = "a secret of the test's own";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -94,6 +95,7 @@ impl Harness {
     pub(crate) async fn start_with(interrupt: Interrupt) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), SECRET).unwrap();
+        std::fs::write(dir.path().join("token"), TOKEN).unwrap();
         let scripts = Scripts::default();
         let machine = FakeMachine::new({
             let scripts = scripts.clone();
@@ -122,7 +124,8 @@ impl Harness {
         self.machine.clear_faults();
     }
 
-    fn daemon(&self) -> &Running {
+    /// The daemon itself.
+    pub(crate) fn daemon(&self) -> &Running {
         self.daemon.as_ref().expect("the daemon runs")
     }
 
@@ -135,7 +138,13 @@ impl Harness {
 
     /// Has the daemon read its file again, with more lines in the project's table.
     pub(crate) async fn reconfigure(&self, lines: &str) {
-        let path = self.file("config.toml", &format!("{}{lines}", config_text(self.dir.path())));
+        self.configure("", lines).await;
+    }
+
+    /// The same, with lines before the projects as well.
+    pub(crate) async fn configure(&self, daemon: &str, project: &str) {
+        let text = config_text(self.dir.path()).replace("[projects.", &format!("{daemon}\n[projects."));
+        let path = self.file("config.toml", &format!("{text}{project}\n"));
         self.daemon().reload(&path).await.unwrap();
     }
 
@@ -217,6 +226,26 @@ impl Harness {
         }
         let (status, body) = send(self.daemon().api_addr, request.body(Full::new(body)).unwrap()).await;
         (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Stops the daemon in order, and starts it again.
+    pub(crate) async fn restart(&mut self) {
+        self.daemon.take().expect("the daemon runs").stop().await;
+        self.boot(Interrupt::never()).await;
+    }
+
+    /// What the API answers an operator.
+    pub(crate) async fn api(&self, path: &str) -> serde_json::Value {
+        self.ask(http::Method::GET, path).await
+    }
+
+    /// The same, when something is to be done.
+    pub(crate) async fn ask(&self, method: http::Method, path: &str) -> serde_json::Value {
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request.header("host", "127.0.0.1").header("authorization", format!("Bearer {TOKEN}"));
+        let (status, body) = send(self.daemon().api_addr, request.body(Full::new(Bytes::new())).unwrap()).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
     }
 
     /// GETs from a host through the router.
@@ -330,6 +359,7 @@ base_domain = "example.com"
 state_dir = "{dir}/state"
 [api]
 listen = "127.0.0.1:0"
+token_file = "{dir}/token"
 [router]
 http = "127.0.0.1:0"
 [projects.{PROJECT}]

@@ -9,4 +9,5 @@ mod layering;
 mod reconcile;
 mod resume;
 mod secrets;
+mod upkeep;
 mod webhook;

@@ -112,7 +112,7 @@ KEY = "hunter2"
     insta::assert_snapshot!(faults, @r#"
     line 1: `base_domain`: host name "Example.com" may hold only `a` to `z`, `0` to `9`, `-` and `.`
     line 2: `state_dir`: is not an absolute path: it does not begin with `/`
-    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
+    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
     line 6: `router.htpps`: unknown key; did you mean `https`?
     line 9: `builder.timeout`: "1 hour" is not a time; write it like "1h", "30m" or "90s"
     line 10: `builder.max_concurrent_builds`: 0 is not between 1 and 64
@@ -126,6 +126,44 @@ KEY = "hunter2"
     line 19: `projects.My_Project.secrets.production`: unknown key; known here: `prod`, `staging`, `dev`, `preview`
     "#);
     assert!(!faults.to_string().contains("hunter2"), "a fault must not repeat what may be a secret");
+}
+
+#[rstest]
+#[case("0", Some(0))]
+#[case("2GB", Some(2_000_000_000))]
+#[case("500MB", Some(500_000_000))]
+#[case("64KiB", Some(65_536))]
+#[case("1TiB", Some(1 << 40))]
+#[case("", None)]
+#[case("GB", None)]
+#[case("2gb", None)]
+#[case("-1B", None)]
+#[case("1.5GB", None)]
+#[case("99999999TB", None)]
+fn a_size_has_a_number_and_a_unit(#[case] text: &str, #[case] bytes: Option<u64>) {
+    let config = parse(&format!("base_domain = \"a.b\"\n[builder]\nmin_free = \"{text}\""));
+    assert_eq!(config.ok().and_then(|config| config.builder.min_free), bytes);
+}
+
+#[test]
+fn a_project_may_expire_later_than_others_and_prod_never_does() {
+    let project = "repo_url = \"https://h/r\"\nrepo_type = \"github\"\nwebhook_secret_file = \"/s\"";
+    let text = format!(
+        "base_domain = \"a.b\"\n[upkeep]\nexpire_after = \"3d\"\n[projects.p]\n{project}\n\
+         [projects.q]\nexpire_after = \"never\"\n{project}"
+    );
+    let config = parse(&text).unwrap();
+    let expiry = |name: &str, environment| config.expiry(&name.parse().unwrap(), environment);
+    let days = |n: u64| Expiry::After(Duration::from_secs(n * 86_400));
+    assert_eq!(expiry("p", Environment::Dev), days(3));
+    assert_eq!(expiry("p", Environment::Preview), days(3));
+    assert_eq!(expiry("q", Environment::Preview), Expiry::Never);
+    assert_eq!(expiry("no-longer-configured", Environment::Dev), Expiry::Never);
+    for exempt in [Environment::Prod, Environment::Staging] {
+        assert_eq!(expiry("p", exempt), Expiry::Never);
+    }
+    let default = parse("base_domain = \"a.b\"").unwrap().upkeep;
+    assert_eq!((default.expire_after, default.keep_for), (days(7), Duration::from_secs(30 * 86_400)));
 }
 
 #[test]
@@ -208,6 +246,10 @@ fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str
 )]
 #[case("base_domain = \"a.b\"\n[acme]\nemail = \"ops\"\ndirectory = \"http://x\"", "is not an e-mail address")]
 #[case("base_domain = \"a.b\"\n[builder]\ntimeout = \"99d\"", "is not between 1 s and 86400 s")]
+#[case("base_domain = \"a.b\"\n[builder]\nmin_free = \"2 GB\"", "\"2 GB\" is not a size")]
+#[case("base_domain = \"a.b\"\n[builder]\nmin_free = 2", "must be a string, not an integer")]
+#[case("base_domain = \"a.b\"\n[upkeep]\nkeep_for = \"1h\"", "is not between 86400 s and")]
+#[case("base_domain = \"a.b\"\n[upkeep]\nexpire_after = \"Never\"", "\"Never\" is not a time")]
 #[case("base_domain = \"a.b\"\n[systemd]\nunit_dir = \"/run/../etc\"", "holds `..`")]
 #[case("base_domain = \"a.b\"\nprojects = 3", "`projects`: must be a table, not an integer")]
 fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &str) {

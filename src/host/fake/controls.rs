@@ -27,6 +27,7 @@ ops! {
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
     ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,
+    DiskSpace,
 }
 
 /// What goes wrong with one call.
@@ -188,6 +189,11 @@ impl FakeMachine {
             Some(uid) => state.foreign.insert(port, uid),
             None => state.foreign.remove(&port),
         };
+    }
+
+    /// Leaves only so many bytes free on the disk.
+    pub fn leave_free(&self, bytes: u64) {
+        self.state().used = (1 << 50) - bytes;
     }
 
     /// How often the operation has been called.

@@ -11,6 +11,7 @@ mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 
 pub use self::controls::{Fault, Gate, Op, Reached, Snapshot};
 use self::server::Running;
+use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::machine::render::env::env_file;
 use super::machine::secrets;
@@ -105,6 +107,8 @@ struct State {
     foreign: BTreeMap<Port, u32>,
     /// Ports that this machine has to itself among all machines in memory on this host.
     ports: BTreeMap<Port, Flock<File>>,
+    /// How many bytes of the disk are not free.
+    used: u64,
     faults: controls::Faults,
 }
 
@@ -342,5 +346,13 @@ impl Machine for FakeMachine {
 
     async fn inventory(&self) -> Result<Inventory, HostError> {
         self.act(Op::Inventory, async || Ok(self.state().inventory())).await
+    }
+
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError> {
+        self.act(Op::DiskSpace, async || {
+            let (place, size) = (PathBuf::from("/nix/store"), 1 << 50);
+            Ok(vec![DiskSpace { place, free: size - self.state().used, size }])
+        })
+        .await
     }
 }

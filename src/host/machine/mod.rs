@@ -28,6 +28,7 @@ use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
 use self::systemd::Systemd;
+use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
@@ -38,6 +39,8 @@ use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePat
 /// Why something could not be done.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
+/// Where store paths lie.
+const NIX_STORE: &str = "/nix/store";
 /// The largest report a worker may leave.
 const REPORT_MAX_BYTES: u64 = 1 << 20;
 
@@ -358,5 +361,11 @@ impl Machine for SystemdMachine {
         let look = move || Ok(upkeep::inventory(&layout)?);
         let found = blocking(|| "look through kennel's directories".to_owned(), look).await?;
         Ok(Inventory { units, ..found })
+    }
+
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError> {
+        let places = [self.layout.state_dir.clone(), PathBuf::from(NIX_STORE)];
+        let look = move || Ok(places.iter().map(|place| DiskSpace::of(place)).collect::<io::Result<_>>()?);
+        blocking(|| "see how much room is on disk".to_owned(), look).await
     }
 }
