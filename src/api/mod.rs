@@ -12,6 +12,7 @@ pub mod wire;
 mod builds;
 mod deployments;
 mod extract;
+mod gc;
 mod health;
 mod logs;
 mod peer;
@@ -42,7 +43,7 @@ use problem::ApiError;
 pub struct Api {
     /// The rows.
     pub store: Store,
-    /// The machine: its disk is looked at, and nothing of it moved.
+    /// The machine: its disk is looked at, and what nothing keeps is freed.
     pub machine: Arc<dyn Machine>,
     /// The daemon's file; a reload swaps it.
     pub config: Arc<ArcSwap<Config>>,
@@ -72,6 +73,7 @@ pub fn router(api: Api) -> Router {
         .route("/deployments/{id}/teardown", post(deployments::teardown))
         .route("/projects", get(projects::list))
         .route("/projects/{name}/deploy", post(projects::deploy))
+        .route("/gc", get(gc::plan).post(gc::free))
         .route("/healthz", get(health::show))
         .fallback(async |request: Request| ApiError::NoPage(format!("`{}`", request.uri().path())))
         .method_not_allowed_fallback(async |request: Request| ApiError::WrongMethod(request.method().to_string()))

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::error;
 
 use super::wire::Problem;
+use crate::host::HostError;
 use crate::store::StoreError;
 use crate::telemetry::chain;
 
@@ -47,6 +48,9 @@ pub enum ApiError {
     /// The database did not do its part.
     #[error("{}", if .0.is_out_of_room() { "there is no room on disk to record that" } else { "the database did not answer" })]
     Store(#[from] StoreError),
+    /// The machine did not do its part.
+    #[error("{0}")]
+    Machine(#[from] HostError),
     /// A log file cannot be read.
     #[error("cannot read {log}")]
     Log {
@@ -97,7 +101,7 @@ impl ApiError {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Store(err) if err.is_out_of_room() => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Store(_) | Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Store(_) | Self::Machine(_) | Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -109,11 +113,11 @@ impl ApiError {
             Self::NotJson => "send `Content-Type: application/json`",
             Self::TokenNeeded => "send `Authorization: Bearer <the content of token_file>`",
             Self::WrongToken => "a new token is read when kennel starts",
-            Self::NoPage(_) => "there are /builds, /deployments, /projects and /healthz",
+            Self::NoPage(_) => "there are /builds, /deployments, /projects, /gc and /healthz",
             Self::Store(err) if err.is_out_of_room() => {
                 "make room on disk, and ask again; `kennel gc` frees what it can"
             }
-            Self::Store(_) | Self::Log { .. } => "`journalctl -u kennel` says more",
+            Self::Store(_) | Self::Machine(_) | Self::Log { .. } => "`journalctl -u kennel` says more",
             Self::WrongMethod(_) | Self::Slow | Self::TooLarge => return None,
         };
         Some(fixed.to_owned())
@@ -148,7 +152,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(err) => error!(error = %chain(err), "Could not answer an operator's request"),
-            Self::Log { .. } => error!(error = %chain(&self), "Could not answer an operator's request"),
+            Self::Machine(_) | Self::Log { .. } => {
+                error!(error = %chain(&self), "Could not answer an operator's request")
+            }
             _ => {}
         }
         let problem = self.problem();

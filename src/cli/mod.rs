@@ -16,6 +16,7 @@ mod deploy;
 mod doctor;
 mod failure;
 mod follow;
+mod gc;
 mod logs;
 mod screen;
 mod status;

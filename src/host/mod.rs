@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod closure;
 pub mod disk;
 pub mod key;
 pub mod machine;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::closure::{Freed, PathInfo, Paths};
 use self::disk::DiskSpace;
 use self::key::HostKey;
 use crate::model::{
@@ -253,6 +255,13 @@ pub trait Machine: Send + Sync + 'static {
 
     /// The file systems that a build fills: that of the state directory and that of the Nix store.
     async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError>;
+
+    /// These paths and all they refer to, as far as they are in the store.
+    async fn closure(&self, paths: &[StorePath]) -> Result<Paths, HostError>;
+    /// What of the store nothing keeps any more and goes with these paths, which kennel has let go of.
+    async fn garbage(&self, released: &[StorePath]) -> Result<Vec<PathInfo>, HostError>;
+    /// Deletes that; what something keeps by then stays.
+    async fn free_garbage(&self, released: &[StorePath]) -> Result<Freed, HostError>;
 }
 
 /// What a build unit is to do: written by the daemon, read by `kennel build-worker`.

@@ -487,6 +487,36 @@ async fn a_build_is_cancelled_and_a_target_torn_down() {
 }
 
 #[tokio::test]
+async fn gc_shows_what_is_kept_and_why_and_frees_the_rest() {
+    let fixture = Fixture::busy().await;
+    let path = |n: u32, name: &str| format!("/nix/store/{n:032}-{name}").parse().unwrap();
+    fixture.machine.put(&path(9, "glibc"), 31_000_000, &[]);
+    for (n, name) in [(1, "api"), (1, "web"), (2, "api"), (2, "web")] {
+        fixture.machine.put(&path(n, name), u64::from(n) * 1_000, &[path(9, "glibc")]);
+    }
+    insta::assert_snapshot!(fixture.kennel(&["gc", "--plan"]).await.all(), @r#"
+    BUILD  PROJECT  BRANCH  SERVICE  REASON  COSTS  PATH
+        1  hello    main    api      live     1 kB  /nix/store/00000000000000000000000000000001-api
+        1  hello    main    web      live     1 kB  /nix/store/00000000000000000000000000000001-web
+    31 MB more are shared by two or more of them.
+    `kennel gc` frees 4 kB in 2 paths.
+    --- exit 0
+    "#);
+    insta::assert_snapshot!(fixture.kennel(&["gc"]).await.all(), @r#"
+    Freed 4 kB in 2 paths.
+    --- exit 0
+    "#);
+    insta::assert_snapshot!(fixture.kennel(&["gc"]).await.all(), @r#"
+    There was nothing to free.
+    --- exit 0
+    "#);
+    let plan: serde_json::Value = serde_json::from_str(&fixture.kennel(&["gc", "--plan", "--json"]).await.out).unwrap();
+    assert_eq!(plan["kept"][0]["reason"], "live");
+    fixture.machine.fault(kennel::host::fake::Op::FreeGarbage, 1, kennel::host::fake::Fault::Fail);
+    assert_eq!(fixture.kennel(&["gc"]).await.code, 1, "an exit code tells the truth");
+}
+
+#[tokio::test]
 async fn cancel_returns_when_the_build_has_stopped() {
     let fixture = Fixture::new().await;
     fixture.push("heads/main", FIRST, "Say hello").await;

@@ -14,6 +14,18 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOPIC: &str = "api-topic.shop.example.com";
 
+impl Harness {
+    /// Has the daemon do what it does every 10 minutes, as if so much time had passed.
+    pub(crate) async fn upkeep_after(&self, time: Duration) {
+        self.upkeep_at(jiff::Timestamp::now() + jiff::SignedDuration::try_from(time).unwrap()).await;
+    }
+
+    /// The same, as of a time.
+    pub(crate) async fn upkeep_at(&self, now: jiff::Timestamp) {
+        self.daemon().upkeep(now).await.unwrap();
+    }
+}
+
 async fn status(harness: &Harness, host: &str) -> u16 {
     harness.get(host, "/").await.0
 }
@@ -208,6 +220,44 @@ async fn a_delivery_is_known_for_as_long_as_it_may_be_sent_again() {
     assert!(harness.builds().await.is_empty());
     assert_eq!(harness.push_as("one", "topic", &commit('a')).await.0, 202, "it is long forgotten");
     harness.until_quiet().await;
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gc_frees_what_its_plan_says_and_nothing_that_is_in_use() {
+    let mut harness = Harness::start().await;
+    let path = crate::harness::store_path;
+    let (common, private) = (path("common", "1"), path("private", "1"));
+    harness.machine.put(&common, 1_000_000, &[]);
+    harness.machine.put(&private, 20_000, &[]);
+    harness.machine.put(&path("api", "1"), 100, std::slice::from_ref(&common));
+    harness.machine.put(&path("api", "2"), 200, &[common.clone(), private.clone()]);
+    harness.deploy("main", &commit('1'), Script::api("1")).await;
+    harness.deploy("topic", &commit('2'), Script::api("2")).await;
+
+    let plan = harness.api("/gc").await;
+    let told = |row: &serde_json::Value| {
+        (row["branch"].as_str().unwrap().to_owned(), row["reason"].clone(), row["exclusive_bytes"].as_u64().unwrap())
+    };
+    let kept: Vec<_> = plan["kept"].as_array().unwrap().iter().map(told).collect();
+    assert_eq!(kept, [("main".to_owned(), "live".into(), 100), ("topic".to_owned(), "live".into(), 20_200)]);
+    assert_eq!((&plan["shared_bytes"], &plan["free"]["bytes"]), (&1_000_000.into(), &0.into()));
+
+    harness.delete("topic").await;
+    harness.until_quiet().await;
+    let plan = harness.api("/gc").await;
+    assert_eq!((&plan["shared_bytes"], &plan["free"]["bytes"]), (&0.into(), &20_200.into()), "{plan}");
+    assert!(harness.machine.has(&private), "a plan frees nothing");
+    let freed = harness.ask(http::Method::POST, "/gc").await;
+    assert_eq!(freed["bytes"], 20_200);
+    assert_eq!(freed["paths"].as_array().unwrap().len(), 2);
+    assert!(!harness.machine.has(&private) && harness.machine.has(&common) && harness.machine.has(&path("api", "1")));
+    assert_eq!(harness.ask(http::Method::POST, "/gc").await["bytes"], 0);
+    assert!(harness.store().released_paths().await.unwrap().is_empty(), "what is gone is forgotten");
+
+    // Built again, and so rooted again, it is nobody's to free.
+    harness.deploy("topic", &commit('2'), Script::api("2")).await;
+    assert_eq!(harness.ask(http::Method::POST, "/gc").await["bytes"], 0);
     harness.finish().await;
 }
 

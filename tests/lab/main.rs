@@ -27,4 +27,5 @@ mod restart;
 mod secrets;
 mod sites;
 mod under_load;
+mod upkeep;
 mod worker;

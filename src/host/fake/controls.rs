@@ -27,7 +27,7 @@ ops! {
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
     ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,
-    DiskSpace,
+    DiskSpace, Closure, Garbage, FreeGarbage,
 }
 
 /// What goes wrong with one call.
@@ -194,6 +194,17 @@ impl FakeMachine {
     /// Leaves only so many bytes free on the disk.
     pub fn leave_free(&self, bytes: u64) {
         self.state().used = (1 << 50) - bytes;
+    }
+
+    /// Puts a path into the store, of so many bytes, that refers to others.
+    pub fn put(&self, path: &StorePath, bytes: u64, references: &[StorePath]) {
+        self.state().store.put(path, bytes, references);
+    }
+
+    /// Whether the store has a path.
+    #[must_use]
+    pub fn has(&self, path: &StorePath) -> bool {
+        self.state().store.has(path)
     }
 
     /// How often the operation has been called.

@@ -7,6 +7,7 @@ pub mod layout;
 pub mod render;
 
 mod files;
+mod garbage;
 mod journal;
 pub(super) mod proc;
 mod roots;
@@ -28,6 +29,7 @@ use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
 use self::systemd::Systemd;
+use super::closure::{Freed, PathInfo, Paths};
 use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
@@ -367,5 +369,19 @@ impl Machine for SystemdMachine {
         let places = [self.layout.state_dir.clone(), PathBuf::from(NIX_STORE)];
         let look = move || Ok(places.iter().map(|place| DiskSpace::of(place)).collect::<io::Result<_>>()?);
         blocking(|| "see how much room is on disk".to_owned(), look).await
+    }
+
+    async fn closure(&self, paths: &[StorePath]) -> Result<Paths, HostError> {
+        let asked = garbage::closure(paths).await;
+        asked.map_err(|fault| HostError::new("see what artifacts cost in the Nix store", fault))
+    }
+
+    async fn garbage(&self, released: &[StorePath]) -> Result<Vec<PathInfo>, HostError> {
+        let asked = garbage::garbage(released).await;
+        asked.map_err(|fault| HostError::new("see what can go from the Nix store", fault))
+    }
+
+    async fn free_garbage(&self, released: &[StorePath]) -> Result<Freed, HostError> {
+        garbage::free(released).await.map_err(|fault| HostError::new("free what the Nix store keeps for nobody", fault))
     }
 }
