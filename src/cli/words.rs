@@ -43,7 +43,9 @@ pub(super) fn show_waiting(builds: &[&BuildView], screen: &mut Screen<'_>) -> st
     match waiting.find_map(|build| build.reason.as_deref()) {
         Some(reason) => {
             let line = screen.paint(Mood::Busy, &format!("What is queued does not start: {}.", clean(reason)));
-            screen.line(&line)
+            screen.line(&line)?;
+            screen
+                .talk("`kennel gc` frees what nobody needs any more, and `kennel gc --plan` shows what the rest costs.")
         }
         None => Ok(()),
     }
