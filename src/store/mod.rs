@@ -8,6 +8,7 @@
 mod allocations;
 mod artifacts;
 mod builds;
+mod databases;
 mod deliveries;
 mod deployments;
 mod overview;
@@ -26,6 +27,7 @@ use sqlx::{Sqlite, Transaction};
 
 pub use artifacts::{Artifact, NewArtifact};
 pub use builds::{BuildOutcome, ClaimedBuild};
+pub use databases::{PostgresDatabase, ValkeyNumber};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims};
 pub use overview::{ArtifactView, BuildView, DeploymentView, EventView, Scope};
