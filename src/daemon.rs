@@ -24,7 +24,7 @@ use crate::host::Machine;
 use crate::host::key::HostKey;
 use crate::host::machine::{MachineConfig, SystemdMachine};
 use crate::model::ProjectName;
-use crate::reconciler::Reconciler;
+use crate::reconciler::{DatabaseKeeper, Reconciler};
 use crate::router::{self, Router};
 use crate::store::{Removal, RunId, Store};
 use crate::telemetry::chain;
@@ -165,6 +165,7 @@ impl Running {
             run: run.clone(),
             bell: deployer_bell.clone(),
             ended: ended.clone(),
+            databases: Bell::default(),
             interrupt: parts.interrupt,
         };
         let builder = builder::Context {
@@ -202,6 +203,7 @@ impl Running {
         }
         let mut loops = JoinSet::new();
         loops.spawn(reconciler.run(intake.clone()));
+        loops.spawn(DatabaseKeeper::new(deployer.clone()).run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
         info!("kennel serves visitors on {router_addr} and operators on {api_addr}");

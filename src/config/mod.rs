@@ -192,8 +192,6 @@ impl Config {
             }
         };
         note("router.https".to_owned(), self.router.https.is_some());
-        note("valkey".to_owned(), self.valkey.is_some());
-        note("postgres".to_owned(), self.postgres.is_some());
         note("acme".to_owned(), self.acme.is_some());
         note("dns".to_owned(), self.dns.is_some());
         keys

@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, StepError, health, secrets};
+use super::{Context, StepError, databases, health, secrets};
 use crate::host::{Listener, SiteLink, UnitSpec, UnitState};
 use crate::model::settings::ServiceSettings;
 use crate::model::{DeploymentId, Ending, Environment, Kind, Port, Settings, Step};
@@ -84,7 +84,7 @@ async fn is_up(ctx: &Context, deployment: &ClaimedDeployment, live: DeploymentId
 async fn allocate(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), StepError> {
     let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
     if let Settings::Service(service) = &artifact.settings {
-        refuse_unprovided(service)?;
+        databases::ensure(ctx, &deployment.target, service).await?;
     }
     claim_custom_domain(ctx, &deployment.target, &artifact.settings).await?;
     if deployment.kind == Kind::Site {
@@ -99,15 +99,6 @@ async fn allocate(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), S
         }
     }
     Err(StepError::Broken(anyhow!("{PORT_TRIES} ports in a row are in use by programs that are not kennel's")))
-}
-
-/// A service that asks for what this version does not provide fails by name, rather than starting without it.
-fn refuse_unprovided(service: &ServiceSettings) -> Result<(), StepError> {
-    let unfit = |reason: String| Err(StepError::Unfit(Ending::Failed, reason));
-    if service.preview_database {
-        return unfit("it asks for `preview_database`, which this version of kennel does not provide".to_owned());
-    }
-    Ok(())
 }
 
 /// The custom domain that a target may have: of the default branch only.
@@ -178,6 +169,7 @@ pub(super) async fn unit_spec(ctx: &Context, deployment: &ClaimedDeployment) -> 
     };
     let mut env = variables(ctx, deployment, service);
     env.extend(version_variables(deployment, port));
+    env.extend(databases::variables(ctx, target, service).await?);
     Ok(UnitSpec {
         project: target.project.clone(),
         slug: target.slug.clone(),
@@ -236,6 +228,7 @@ fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifac
         "secrets": secrets.iter().map(|secret| (&secret.name, &secret.fingerprint)).collect::<BTreeMap<_, _>>(),
         "user": deployment.target.user,
         "host": deployment.target.host,
+        "databases": databases::servers(ctx, &artifact.settings),
     });
     Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -25,5 +25,6 @@ pub(super) async fn advance(ctx: &Context, teardown: &Teardown) -> anyhow::Resul
     }
     ctx.store.finish_teardown(teardown).await?;
     ctx.ended.ring();
+    ctx.databases.ring();
     Ok(Vec::new())
 }

@@ -59,7 +59,7 @@ words! {
 words! {
     /// What is to be done next for a deployment. Each says *ensure*: doing it twice is doing it once.
     Step {
-        /// Have a port, and nothing in its place.
+        /// Have a port, and the databases it asks for.
         Allocate = "allocate",
         /// Have the environment file.
         WriteEnv = "write_env",

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** only what bears kennel's own names is ever removed, and no service that runs is restarted.
 
+mod databases;
 mod observe;
 mod plan;
 
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::deployer;
 use crate::telemetry::chain;
+pub use databases::DatabaseKeeper;
 pub use plan::{Action, Observed, plan};
 
 /// How often it looks when nothing rings.

@@ -219,13 +219,10 @@ fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &
 fn what_this_version_does_not_act_on_is_said() {
     insta::assert_snapshot!(parse(DAEMON).unwrap().notices().join("\n"), @r#"
     `router.https` is checked, but this version of kennel does not act on it yet
-    `valkey` is checked, but this version of kennel does not act on it yet
-    `postgres` is checked, but this version of kennel does not act on it yet
     `acme` is checked, but this version of kennel does not act on it yet
     `dns` is checked, but this version of kennel does not act on it yet
     "#);
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
-    `services.api.preview_database` is checked, but this version of kennel does not act on it yet
     `cachix` is checked, but this version of kennel does not push to it yet
     "#);
 }
