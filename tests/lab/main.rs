@@ -12,6 +12,7 @@ mod harness;
 mod bad_input;
 mod bench;
 mod cancel;
+mod databases;
 mod doctor;
 mod environment;
 mod failures;

@@ -111,6 +111,8 @@ async fn find() -> Vec<String> {
     add("builder", machine::nix_builders().into_iter().map(|process| format!("{process:?}")).collect());
     for (what, query) in [
         ("row of a port", "select cast(port as text) from ports"),
+        ("row of a Valkey number", "select cast(number as text) from valkey_numbers"),
+        ("row of a PostgreSQL database", "select name from postgres_databases where state <> 'renamed'"),
         ("row of a target", "select tag from targets where gone_at is null"),
         ("row of a route", "select host from routes"),
         ("row of an open build", "select cast(id as text) from builds where state in ('queued', 'building')"),

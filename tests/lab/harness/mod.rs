@@ -4,6 +4,7 @@
 pub(crate) mod api;
 pub(crate) mod app;
 pub(crate) mod config;
+pub(crate) mod databases;
 pub(crate) mod delivery;
 pub(crate) mod forge;
 pub(crate) mod gate;
