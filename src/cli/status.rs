@@ -161,6 +161,9 @@ impl Everything {
             ));
         }
         for DeploymentInfo { deployment, .. } in &self.deployments {
+            if let (true, Some(reason)) = (deployment.state == DeploymentState::Starting, &deployment.reason) {
+                lines.push(format!("{} waits: {}", path_of(deployment), clean(reason)));
+            }
             if deployment.unnamed && deployment.state == DeploymentState::Live {
                 lines.push(format!(
                     "{} is no longer in kennel.toml: `kennel teardown {}` removes it.",

@@ -292,7 +292,8 @@ async fn put_off(
     longest: i64,
 ) -> anyhow::Result<()> {
     let delay = Duration::from_secs(1 << deployment.attempts.clamp(0, longest));
-    warn!(error = %reason, "Step `{step}` of deployment {} failed; again in {} s", deployment.id, delay.as_secs());
+    let (id, secs) = (deployment.id, delay.as_secs());
+    warn!(deployment.id = %id, error = %reason, "Step `{step}` of deployment {id} is done again in {secs} s: {reason}");
     ctx.store.retry_later(deployment.id, step, reason, delay).await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, Target, during, now};
-use crate::model::{BranchId, BranchRef, DatabaseName, DatabaseState, DeploymentId, ProjectName, ValkeyDb};
+use crate::model::{BranchId, BranchRef, DatabaseName, DatabaseState, ProjectName, ValkeyDb};
 
 /// A Valkey number that is not free.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,21 +242,6 @@ impl Store {
             .map_err(during("forget a PostgreSQL database"))?;
         Ok(())
     }
-
-    /// Whether a newer version of its target waits for this one to get out of the way.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn holds_up_another(&self, deployment: DeploymentId) -> Result<bool, StoreError> {
-        sqlx::query_scalar!(
-            r#"select exists (select 1 from deployments d join deployments n on n.target_id = d.target_id
-               where d.id = ? and n.id > d.id and n.state = 'pending' and n.ending is null) as "held!: bool""#,
-            deployment
-        )
-        .fetch_one(&self.readers)
-        .await
-        .map_err(during("look for newer versions of a target"))
-    }
 }
 
 /// Ends the databases of a branch with its last target.
@@ -285,4 +270,77 @@ pub(super) async fn end_databases_if_last(
     .await
     .map_err(during("end a branch's PostgreSQL database"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database with three branches.
+    async fn store(dir: &std::path::Path) -> Store {
+        let store = Store::open(&dir.join("kennel.db")).await.unwrap();
+        sqlx::raw_sql(
+            "insert into projects (name, configured) values ('hello', 1);
+             insert into branches (id, project, ref, slug, environment, wanted, pushed_at)
+             values (1, 'hello', 'heads/a', 'a', 'dev', 1, 0), (2, 'hello', 'heads/b', 'b', 'dev', 1, 0),
+                    (3, 'hello', 'heads/c', 'c', 'dev', 1, 0);",
+        )
+        .execute(&store.writer)
+        .await
+        .unwrap();
+        store
+    }
+
+    async fn end(store: &Store, branch: i64) {
+        let mut tx = store.begin("end a branch").await.unwrap();
+        end_databases_if_last(&mut tx, BranchId(branch)).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_number_is_one_branchs_until_the_server_has_given_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let number = async |branch| {
+            let number = store.ensure_valkey_number(BranchId(branch), 4, &[ValkeyDb::try_from(2).unwrap()]).await;
+            number.unwrap().map(ValkeyDb::get)
+        };
+        assert_eq!((number(1).await, number(2).await, number(1).await), (Some(1), Some(3), Some(1)));
+        assert_eq!(number(3).await, None, "2 holds something, and 4 is beyond");
+
+        end(&store, 1).await;
+        end(&store, 1).await;
+        assert_eq!(number(3).await, None, "it is not yet given back");
+        let ended = store.valkey_numbers().await.unwrap().remove(0);
+        assert_eq!((ended.number.get(), ended.owner), (1, None));
+        store.adopt_valkey_number(ended.number).await.unwrap();
+        store.free_valkey_number(ended.number).await.unwrap();
+        assert_eq!(number(1).await, Some(1));
+
+        let own = ValkeyDb::try_from(1).unwrap();
+        store.adopt_valkey_number(own).await.unwrap();
+        store.free_valkey_number(own).await.unwrap();
+        assert_eq!(store.valkey_number(BranchId(1)).await.unwrap(), Some(own), "what a branch has is not taken");
+    }
+
+    #[tokio::test]
+    async fn a_database_goes_from_use_to_its_new_name_to_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let name: DatabaseName = "kennel_hello_a_0123456789ab".parse().unwrap();
+        store.adopt_postgres_database(&name).await.unwrap();
+        store.forget_postgres_database(&name).await.unwrap();
+        assert_eq!(
+            store.postgres_databases().await.unwrap()[0].state,
+            DatabaseState::Ended,
+            "not before it is renamed"
+        );
+        store.note_renamed_database(&name).await.unwrap();
+        store.adopt_postgres_database(&name).await.unwrap();
+        assert_eq!(store.postgres_databases().await.unwrap()[0].state, DatabaseState::Renamed);
+        assert_eq!(store.expired_databases(Duration::from_secs(60)).await.unwrap(), []);
+        assert_eq!(store.expired_databases(Duration::ZERO).await.unwrap(), [name.clone()]);
+        store.forget_postgres_database(&name).await.unwrap();
+        assert_eq!(store.postgres_databases().await.unwrap(), []);
+    }
 }

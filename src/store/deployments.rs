@@ -177,4 +177,19 @@ impl Store {
         .await
         .map_err(during("read the open deployments"))
     }
+
+    /// Whether a newer version of its target waits for this one to get out of the way.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn holds_up_another(&self, deployment: DeploymentId) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(
+            r#"select exists (select 1 from deployments d join deployments n on n.target_id = d.target_id
+               where d.id = ? and n.id > d.id and n.state = 'pending' and n.ending is null) as "held!: bool""#,
+            deployment
+        )
+        .fetch_one(&self.readers)
+        .await
+        .map_err(during("look for newer versions of a target"))
+    }
 }

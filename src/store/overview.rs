@@ -79,7 +79,7 @@ pub struct DeploymentView {
     pub state: DeploymentState,
     /// What is done next.
     pub step: Option<Step>,
-    /// Why it failed or was called off.
+    /// Why it failed or was called off, or what it waits for.
     pub reason: Option<String>,
     /// Where visitors find it.
     pub host: HostName,
@@ -186,7 +186,9 @@ impl Store {
             DeploymentRow,
             r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
                t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
-               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
+               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _",
+               coalesce(d.reason, case when d.attempts > 0 then (select e.detail from deployment_events e
+                   where e.deployment_id = d.id order by e.id desc limit 1) end) as "reason?", t.host as "host!: _",
                p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id

@@ -67,7 +67,7 @@ impl DatabaseKeeper {
         let (numbers, databases) = tokio::join!(self.keep_numbers(), self.keep_databases(keep));
         let mut well = true;
         for err in [numbers, databases].into_iter().filter_map(Result::err) {
-            warn!(error = %chain(&*err), "Could not put the preview databases in order");
+            warn!(error = %chain(&*err), "Could not put the preview databases in order: {}", chain(&*err));
             well = false;
         }
         well

@@ -7,6 +7,7 @@ mod walls;
 use std::fs;
 use std::time::Duration;
 
+use kennel::host::services::{ServerKind, ServerUrl, postgres, valkey};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
@@ -81,8 +82,12 @@ async fn service_asks(lab: &Lab, live: &Deployment, words: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_has_databases_of_its_branch_from_version_to_version() {
     let (lab, valkey, postgres) = lab_with_servers().await;
-    let one = lab.deploy_api("hello", "main", &app("one")).await;
+    let jobs = Service::new("jobs", "one").settings(&["drain_secs = 1", "preview_database = true"]);
+    let mut both = lab.deploy("hello", "main", &app("one").with(jobs)).await;
+    let (one, jobs) = (both.remove("api").unwrap(), both.remove("jobs").unwrap());
     let first = Databases::of(&one).await;
+    assert_eq!(variable(&jobs, "VALKEY_URL").await, first.valkey, "a branch has one, whatever its services");
+    assert_eq!(variable(&jobs, "DATABASE_URL").await, first.postgres);
     assert_eq!(first.number(), 1, "0 is nobody's");
     assert!(first.valkey.starts_with("redis://kennel-1:") && first.valkey.ends_with("@127.0.0.1:6379/1"));
     assert!(first.name().starts_with("kennel_hello_main_"), "{}", first.name());
@@ -160,4 +165,18 @@ async fn a_missing_server_or_a_wrong_url_is_told_by_name_and_without_the_passwor
     }
     assert!(!lab.journal().await.contains("heim"));
     lab.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_servers_offer_is_told() {
+    let (_valkey, _postgres) = (Valkey::start(5).await, Postgres::start().await);
+    let url = |kind, name: &str| {
+        let text = fs::read_to_string(format!("/srv/databases/{name}-url")).unwrap();
+        ServerUrl::parse(kind, &text.into()).unwrap()
+    };
+    assert_eq!(valkey::database_count(&url(ServerKind::Valkey, "valkey")).await.unwrap(), 5);
+    let rights = postgres::rights(&url(ServerKind::Postgres, "postgres")).await.unwrap();
+    assert!(rights.create_db && rights.create_role && !rights.superuser, "{rights:?}");
+    assert!(rights.version.starts_with("17"), "{rights:?}");
+    assert_eq!(rights.open_databases, ["postgres", "template1"]);
 }

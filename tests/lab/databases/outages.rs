@@ -53,6 +53,9 @@ async fn a_deployment_waits_for_postgresql_and_goes_on_once_it_is_back() {
     let pushed = lab.push("hello", "main", &app("one")).await;
     let waiting = waits(&lab, pushed.build, "PostgreSQL at 127.0.0.1:5432 cannot be reached").await;
     assert_eq!(waiting.step.as_deref(), Some("allocate"));
+    let status = machine::ok("kennel", &["status"]).await;
+    println!("{status}");
+    assert!(status.contains("hello/main/api waits: PostgreSQL at 127.0.0.1:5432 cannot be reached"), "{status}");
     // Others need not wait.
     lab.deploy_api("hello", "plain", &App::api("one")).await;
 
@@ -60,7 +63,7 @@ async fn a_deployment_waits_for_postgresql_and_goes_on_once_it_is_back() {
     let live = lab.live(pushed.build, "api").await;
     Databases::of(&live).await.postgres("create table dogs (name text)").await.unwrap();
     let journal = lab.journal().await;
-    assert!(journal.contains("Step `allocate` of deployment"), "{journal}");
+    assert!(journal.contains("is done again in 1 s: PostgreSQL at 127.0.0.1:5432 cannot be reached"), "{journal}");
     lab.finish().await;
 }
 

@@ -28,7 +28,7 @@ impl Valkey {
         fs::create_dir_all(DIR).unwrap();
         let [password, _] = ADMIN_PASSWORDS;
         let settings = format!(
-            "bind 127.0.0.1\nport 6379\ndatabases {databases}\nsave \"\"\ndir /tmp\n\
+            "bind 127.0.0.1\nport 6379\ndatabases {databases}\nsave \"\"\ndir /tmp\nenable-debug-command local\n\
              user default off\nuser kennel on >{password} ~* &* +@all\n"
         );
         write_secret(format!("{DIR}/valkey.conf").as_ref(), &settings);
@@ -100,7 +100,8 @@ impl Postgres {
         let version = machine::names("/etc/postgresql".as_ref()).pop().expect("PostgreSQL is installed");
         let postgres = Self { unit: format!("postgresql@{version}-main.service") };
         postgres.start_again().await;
-        let superuser = "drop role if exists lab; create role lab superuser login password 'lab'";
+        let superuser = "do $$ begin create role lab superuser login password 'lab'; \
+                         exception when duplicate_object then null; end $$";
         machine::ok("runuser", &["-u", "postgres", "--", "psql", "--quiet", "-c", superuser]).await;
         postgres.wipe().await;
         let mut admin = postgres.admin().await;
