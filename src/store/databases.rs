@@ -339,7 +339,7 @@ mod tests {
         store.adopt_postgres_database(&name).await.unwrap();
         assert_eq!(store.postgres_databases().await.unwrap()[0].state, DatabaseState::Renamed);
         assert_eq!(store.expired_databases(Duration::from_secs(60)).await.unwrap(), []);
-        assert_eq!(store.expired_databases(Duration::ZERO).await.unwrap(), [name.clone()]);
+        assert_eq!(store.expired_databases(Duration::ZERO).await.unwrap(), std::slice::from_ref(&name));
         store.forget_postgres_database(&name).await.unwrap();
         assert_eq!(store.postgres_databases().await.unwrap(), []);
     }

@@ -26,7 +26,7 @@ const CONNECTIONS_MAX: u32 = 20;
 /// The rounds of PBKDF2 that PostgreSQL itself makes (`scram_iterations`).
 const SCRAM_ROUNDS: u32 = 4096;
 /// Under this lock kennel's sessions take turns: two that change one role at a time fail.
-const TURN: i64 = 0x006b_656e_6e65_6c;
+const TURN: i64 = 0x6b65_6e6e_656c;
 
 /// A connection as the administrator.
 pub struct Postgres {

@@ -84,7 +84,7 @@ async fn one_branch_cannot_enter_the_database_of_another() {
     let curious = Databases::of(&lab.deploy_api("hello", "topic", &app("one")).await).await;
     victim.postgres("create table secrets (word text)").await.unwrap();
 
-    let err = curious.connect(Some(victim.name())).await.err().expect("the database of another was entered");
+    let err = curious.connect(Some(victim.name())).await.expect_err("the database of another was entered");
     assert!(err.to_string().contains("permission denied for database"), "{err}");
     for refused in [
         &format!("set role \"{}\"", victim.name()),
