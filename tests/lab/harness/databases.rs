@@ -34,6 +34,7 @@ impl Valkey {
         write_secret(format!("{DIR}/valkey.conf").as_ref(), &settings);
         write_secret(format!("{DIR}/valkey-url").as_ref(), &format!("redis://kennel:{password}@127.0.0.1:6379\n"));
         let valkey = Self;
+        stop_kennel().await;
         valkey.stop().await;
         valkey.start_again().await;
         valkey
@@ -99,6 +100,7 @@ impl Postgres {
         write_secret(format!("{DIR}/postgres-url").as_ref(), &url);
         let version = machine::names("/etc/postgresql".as_ref()).pop().expect("PostgreSQL is installed");
         let postgres = Self { unit: format!("postgresql@{version}-main.service") };
+        stop_kennel().await;
         postgres.start_again().await;
         let superuser = "do $$ begin create role lab superuser login password 'lab'; \
                          exception when duplicate_object then null; end $$";
@@ -111,7 +113,7 @@ impl Postgres {
     }
 
     async fn wipe(&self) {
-        for name in self.names("select datname::text from pg_database where datname like 'kennel%'").await {
+        for name in self.names("select datname::text from pg_database where datname ~ '^(kennel|shop)'").await {
             self.run(&format!("drop database \"{name}\" with (force)")).await;
         }
         // The administrator last: it is a member of the others.
@@ -163,6 +165,11 @@ impl Postgres {
     pub(crate) async fn roles(&self) -> Vec<String> {
         self.names("select rolname::text from pg_roles where rolname like 'kennel\\_%' order by 1").await
     }
+}
+
+/// After a failed test it still runs, and would make again what is removed here.
+async fn stop_kennel() {
+    machine::ok("systemctl", &["stop", "kennel.service"]).await;
 }
 
 /// A connection to Valkey with a URL.
