@@ -160,10 +160,7 @@ async fn no_password_is_anywhere_but_in_environment_files() {
             places.push((file.clone(), machine::text(&fs::read(&file).unwrap_or_default())));
         }
     }
-    assert!(
-        places.iter().any(|(_, text)| text.contains("alter role") && text.contains("SCRAM-SHA-256")),
-        "PostgreSQL logged"
-    );
+    assert!(places.iter().any(|(_, text)| text.contains("alter role")), "PostgreSQL logged");
     assert!(places.iter().any(|(place, _)| place.ends_with("kennel.db")));
     for (place, text) in &places {
         for canary in &canaries {
