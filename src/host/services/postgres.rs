@@ -62,6 +62,8 @@ impl Postgres {
             .password(url.password())
             .database(url.database().unwrap_or("postgres"))
             .application_name("kennel")
+            // "Is already a member" and the like is no news.
+            .options([("client_min_messages", "error")])
             .ssl_mode(PgSslMode::Disable)
             .statement_cache_capacity(0);
         let options = sqlx::ConnectOptions::disable_statement_logging(options);

@@ -55,8 +55,10 @@ impl DatabaseKeeper {
                 () = watch.restarted() => {}
                 () = shutdown.cancelled() => return,
             }
-            if !self.run_once(KEEP_TIME).await {
-                tick.reset_at(Instant::now() + AGAIN);
+            tokio::select! {
+                well = self.run_once(KEEP_TIME) => if !well { tick.reset_at(Instant::now() + AGAIN) },
+                // A server that hangs must not hold up the end.
+                () = shutdown.cancelled() => return,
             }
         }
     }

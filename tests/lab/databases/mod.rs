@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use crate::harness::databases::{Postgres, Valkey, command, valkey_as};
-use crate::harness::{App, Deployment, Lab, LabConfig, Service, machine};
+use crate::harness::{App, Deployment, Lab, LabConfig, Service, api, machine};
 
 /// A kennel with both servers.
 async fn lab_with_servers() -> (Lab, Valkey, Postgres) {
@@ -86,6 +86,11 @@ async fn a_service_has_databases_of_its_branch_from_version_to_version() {
     let mut both = lab.deploy("hello", "main", &app("one").with(jobs)).await;
     let (one, jobs) = (both.remove("api").unwrap(), both.remove("jobs").unwrap());
     let first = Databases::of(&one).await;
+    let events = api::deployment(one.id).await.events;
+    println!(
+        "allocate took {:?} ms",
+        events.iter().find(|event| event.step == "allocate").map(|event| event.duration_ms)
+    );
     assert_eq!(variable(&jobs, "VALKEY_URL").await, first.valkey, "a branch has one, whatever its services");
     assert_eq!(variable(&jobs, "DATABASE_URL").await, first.postgres);
     assert_eq!(first.number(), 1, "0 is nobody's");
