@@ -27,6 +27,15 @@ pub struct Valkey {
     connection: MultiplexedConnection,
 }
 
+/// What a server has for branches, for `kennel doctor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// How many numbers it has; one less than that many branches can have one.
+    pub databases: u16,
+    /// Whether number 0, which everybody can reach, holds something.
+    pub open_keys: bool,
+}
+
 impl Valkey {
     /// Connects and logs in.
     ///
@@ -61,6 +70,10 @@ impl Valkey {
     /// # Errors
     /// When the server is away or refuses.
     pub async fn filled(&mut self) -> Result<Vec<ValkeyDb>, ServerError> {
+        Ok(self.keyspace().await?.into_iter().filter_map(|number| number.try_into().ok()).collect())
+    }
+
+    async fn keyspace(&mut self) -> Result<Vec<u16>, ServerError> {
         let info: String = self.ask(cmd("INFO").arg("keyspace"), "tell which databases hold something").await?;
         Ok(filled(&info))
     }
@@ -105,12 +118,15 @@ impl Valkey {
     }
 }
 
-/// How many numbers the server has, for `kennel doctor`: one less than that many branches can have one.
+/// What the server has for branches.
 ///
 /// # Errors
 /// When the server is away or refuses.
-pub async fn database_count(url: &ServerUrl) -> Result<u16, ServerError> {
-    Valkey::connect(url).await?.database_count().await
+pub async fn offer(url: &ServerUrl) -> Result<Offer, ServerError> {
+    let mut valkey = Valkey::connect(url).await?;
+    let databases = valkey.database_count().await?;
+    let open_keys = valkey.keyspace().await?.contains(&0);
+    Ok(Offer { databases, open_keys })
 }
 
 async fn connect(url: &ServerUrl, number: u16) -> Result<MultiplexedConnection, ServerError> {
@@ -169,8 +185,8 @@ fn rules(db: ValkeyDb, password: &str) -> Vec<String> {
 }
 
 /// Reads the lines `db3:keys=1,expires=0,…` of `INFO keyspace`.
-fn filled(info: &str) -> Vec<ValkeyDb> {
-    let number = |line: &str| line.strip_prefix("db")?.split_once(':')?.0.parse::<u16>().ok()?.try_into().ok();
+fn filled(info: &str) -> Vec<u16> {
+    let number = |line: &str| line.strip_prefix("db")?.split_once(':')?.0.parse().ok();
     info.lines().filter_map(number).collect()
 }
 
@@ -185,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_hold_something_are_told_from_number_0() {
+    fn numbers_that_hold_something_are_read() {
         let info = "# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\ndb3:keys=2,expires=0,avg_ttl=0\r\ndb12:keys=1\r\n";
-        assert_eq!(filled(info).into_iter().map(ValkeyDb::get).collect::<Vec<_>>(), [3, 12]);
-        assert_eq!(filled("# Keyspace\r\n"), []);
+        assert_eq!(filled(info), [0, 3, 12]);
+        assert_eq!(filled("# Keyspace\r\n"), [0; 0]);
     }
 }

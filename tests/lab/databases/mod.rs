@@ -7,7 +7,6 @@ mod walls;
 use std::fs;
 use std::time::Duration;
 
-use kennel::host::services::{ServerKind, ServerUrl, postgres, valkey};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
@@ -173,15 +172,23 @@ async fn a_missing_server_or_a_wrong_url_is_told_by_name_and_without_the_passwor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_servers_offer_is_told() {
-    let (_valkey, _postgres) = (Valkey::start(5).await, Postgres::start().await);
-    let url = |kind, name: &str| {
-        let text = fs::read_to_string(format!("/srv/databases/{name}-url")).unwrap();
-        ServerUrl::parse(kind, &text.into()).unwrap()
-    };
-    assert_eq!(valkey::database_count(&url(ServerKind::Valkey, "valkey")).await.unwrap(), 5);
-    let rights = postgres::rights(&url(ServerKind::Postgres, "postgres")).await.unwrap();
-    assert!(rights.create_db && rights.create_role && !rights.superuser, "{rights:?}");
-    assert!(rights.version.starts_with("17"), "{rights:?}");
-    assert_eq!(rights.open_databases, ["postgres", "template1"]);
+async fn doctor_tells_whether_the_servers_have_what_branches_need() {
+    let (lab, valkey, postgres) = lab_with_servers().await;
+    let doctor = async || machine::text(&machine::run("kennel", &["doctor"]).await.stdout);
+    let said = doctor().await;
+    println!("{said}");
+    assert!(said.contains("room for 15 branches") && said.contains("version 17"), "{said}");
+
+    valkey.ask::<()>(&["SET", "orders", "7"]).await;
+    postgres.run("create database shop").await;
+    let said = doctor().await;
+    println!("{said}");
+    assert!(said.contains("database 0 holds keys") && said.contains("every branch may connect to `shop`"), "{said}");
+
+    valkey.stop().await;
+    postgres.run("alter role kennel nocreaterole").await;
+    let said = doctor().await;
+    println!("{said}");
+    assert!(said.contains("Valkey at 127.0.0.1:6379 cannot be reached") && said.contains("CREATEROLE"), "{said}");
+    lab.finish().await;
 }
