@@ -205,9 +205,10 @@ pub async fn rights(url: &ServerUrl) -> Result<Rights, ServerError> {
 fn failure(url: &ServerUrl, action: &str, err: Error) -> ServerError {
     // Class 08 is a lost connection; the others: too many connections, and shut down or not yet up.
     let is_passing = |code: &str| code.starts_with("08") || ["53300", "57P01", "57P02", "57P03"].contains(&code);
-    match &err {
-        Error::Io(_) | Error::Protocol(_) => url.away(err),
-        Error::Database(said) if said.code().is_some_and(|code| is_passing(&code)) => url.away(err),
+    match err {
+        Error::Io(err) => url.away(err),
+        Error::Protocol(_) => url.away(err),
+        Error::Database(ref said) if said.code().is_some_and(|code| is_passing(&code)) => url.away(err),
         _ => url.refused(action, err),
     }
 }

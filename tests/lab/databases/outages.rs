@@ -55,7 +55,10 @@ async fn a_deployment_waits_for_postgresql_and_goes_on_once_it_is_back() {
     assert_eq!(waiting.step.as_deref(), Some("allocate"));
     let status = machine::ok("kennel", &["status"]).await;
     println!("{status}");
-    assert!(status.contains("hello/main/api waits: PostgreSQL at 127.0.0.1:5432 cannot be reached"), "{status}");
+    assert!(
+        status.contains("hello/main/api waits: PostgreSQL at 127.0.0.1:5432 cannot be reached: Connection refused"),
+        "{status}"
+    );
     // Others need not wait.
     lab.deploy_api("hello", "plain", &App::api("one")).await;
 
