@@ -68,6 +68,7 @@ machine_boot() {
     --bind-ro="$repo/systemd/kennel.service:/etc/systemd/system/kennel.service")
   [ -z "$kennel_bin" ] || options+=(--bind-ro="$kennel_bin:/usr/bin/kennel")
   [ -z "$test_bin" ] || options+=(--bind-ro="$test_bin:/lab/tests")
+  [ -z "${KENNEL_LAB_NIXPKGS:-}" ] || options+=(--bind-ro="$KENNEL_LAB_NIXPKGS:/lab/nixpkgs")
   # Without a systemd on the host there is nobody to ask for a scope.
   [ -d /run/systemd/system ] || options+=(--keep-unit)
   # A session of its own: Ctrl-C is for this script, which ends the machine itself.

@@ -1,0 +1,35 @@
+# Builds: who runs them, and how much of the machine they get.
+{ config, lib, ... }:
+
+let
+  cfg = config.services.kennel;
+in
+{
+  config = lib.mkIf cfg.enable {
+    # Fetches and evaluates what was pushed; not one of Nix's trusted users.
+    users.users.kennel-build = {
+      description = "kennel's builds";
+      isSystemUser = true;
+      group = "kennel-build";
+    };
+    users.groups.kennel-build = { };
+
+    nix.settings = {
+      extra-allowed-users = [ "kennel-build" ];
+      experimental-features = [
+        "nix-command"
+        "flakes"
+      ];
+    };
+
+    # Builds run in the control group of Nix's daemon, where limits of kennel's own unit do not reach.
+    systemd.services.nix-daemon.serviceConfig = {
+      CPUWeight = lib.mkDefault cfg.nixDaemon.cpuWeight;
+      IOWeight = lib.mkDefault cfg.nixDaemon.ioWeight;
+      # One build too big ends, not all that run beside it.
+      OOMPolicy = lib.mkDefault "continue";
+      MemoryMax = lib.mkIf (cfg.nixDaemon.memoryMax != null) (lib.mkDefault cfg.nixDaemon.memoryMax);
+      TasksMax = lib.mkIf (cfg.nixDaemon.tasksMax != null) (lib.mkDefault cfg.nixDaemon.tasksMax);
+    };
+  };
+}
