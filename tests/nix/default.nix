@@ -2,36 +2,13 @@
 {
   system ? builtins.currentSystem,
   nixpkgs ? null,
-  binary ? "/usr/bin/kennel",
 }:
 
 let
   lib = if nixpkgs == null then import ./lib.nix else import (nixpkgs + "/lib");
-  pkgs = import ./pkgs.nix { inherit lib system binary; };
+  pkgs = import ./pkgs.nix { inherit lib system; };
   module = ../../nixos-module;
-
-  evaluate =
-    modules:
-    lib.evalModules {
-      modules = [
-        ./nixos.nix
-        module
-      ]
-      ++ modules;
-      specialArgs = { inherit pkgs; };
-    };
-
-  # As NixOS does: no system while an assertion fails, and warnings with it.
-  checked =
-    modules:
-    let
-      inherit (evaluate modules) config;
-      failed = map (one: one.message) (builtins.filter (one: !one.assertion) config.assertions);
-    in
-    if failed != [ ] then
-      throw "\nFailed assertions:\n${lib.concatMapStringsSep "\n" (message: "- ${message}") failed}"
-    else
-      config;
+  checked = modules: import ./system.nix { inherit lib pkgs; } ([ module ] ++ modules);
 
   # A unit of `systemd.services` as the file systemd reads, or as what is added to the file of a package.
   unit =
@@ -99,7 +76,7 @@ in
     pkgs
     unit
     ;
-  configOf = modules: (checked modules).services.kennel.configFile;
+  configFile = modules: (checked modules).services.kennel.configFile;
   minimal = checked [ minimal ];
   full = checked [ full ];
   files = { inherit minimal full; };

@@ -1,11 +1,6 @@
 # A stand-in for nixpkgs' packages. What is built from them runs in Nix's real sandbox, with the lab machine's own
 # /usr in it: `--option extra-sandbox-paths "/usr /bin=/usr/bin /lib=/usr/lib /lib64=/usr/lib64"`.
-{
-  lib,
-  system,
-  # The kennel that `buildRustPackage` yields, since there is nothing to compile it with.
-  binary ? "/usr/bin/kennel",
-}:
+{ lib, system }:
 
 let
   run =
@@ -17,7 +12,8 @@ let
         builder = "/usr/bin/bash";
         args = [
           "-euc"
-          script
+          # The shell ends last: Nix kills a builder whose standard error is closed, as coreutils' own end closes it.
+          "${script}\nexit 0"
         ];
         PATH = "/usr/bin";
       }
@@ -75,7 +71,7 @@ let
       generate = name: it: text name (table [ ] it);
     };
 
-  # Does what `rustPlatform` would do after compiling, with the binary that cargo has built already.
+  # Does what `rustPlatform` would do after compiling, with the machine's own kennel: nothing here compiles Rust.
   buildRustPackage =
     arguments:
     let
@@ -85,10 +81,6 @@ let
             inherit (arguments) src postInstall;
             lock = arguments.cargoLock.lockFile;
             env = builtins.toJSON arguments.env;
-            binary = builtins.path {
-              path = binary;
-              name = "kennel-binary";
-            };
           }
           ''
             substituteInPlace() {
@@ -104,7 +96,7 @@ let
             chmod -R u+w source
             cd source
             test -e Cargo.lock -a -e src/main.rs -a -d .sqlx
-            install -D -m 555 "$binary" "$out/bin/kennel"
+            install -D -m 555 /usr/bin/kennel "$out/bin/kennel"
             eval "$postInstall"
             chmod -R u+w "$out"
           '';

@@ -1,0 +1,1 @@
+{ kennel }: { name = "kennel-branch-delete"; nodes = {}; testScript = ""; }

@@ -1,0 +1,1 @@
+{ kennel }: { name = "kennel-first-push"; nodes = {}; testScript = ""; }

@@ -1,0 +1,1 @@
+{ kennel }: { name = "kennel-reboot"; nodes = {}; testScript = ""; }

@@ -1,0 +1,1 @@
+{ kennel }: { name = "kennel-restart-under-load"; nodes = {}; testScript = ""; }
