@@ -16,16 +16,23 @@ in
 
     nix.settings = {
       extra-allowed-users = [ "kennel-build" ];
-      experimental-features = [
+      extra-experimental-features = [
         "nix-command"
         "flakes"
       ];
     };
 
-    # Builds run in the control group of Nix's daemon, where limits of kennel's own unit do not reach.
+    # Builds run in the control group of Nix's daemon, where limits of kennel's own unit do not reach. Weights count
+    # among siblings: in a slice of its own it has services, all of them in kennel.slice, beside it.
+    systemd.slices.builds = {
+      description = "What Nix builds";
+      sliceConfig = {
+        CPUWeight = cfg.nixDaemon.cpuWeight;
+        IOWeight = cfg.nixDaemon.ioWeight;
+      };
+    };
     systemd.services.nix-daemon.serviceConfig = {
-      CPUWeight = lib.mkDefault cfg.nixDaemon.cpuWeight;
-      IOWeight = lib.mkDefault cfg.nixDaemon.ioWeight;
+      Slice = lib.mkDefault "builds.slice";
       # One build too big ends, not all that run beside it.
       OOMPolicy = lib.mkDefault "continue";
       MemoryMax = lib.mkIf (cfg.nixDaemon.memoryMax != null) (lib.mkDefault cfg.nixDaemon.memoryMax);

@@ -139,13 +139,16 @@ in
       cpuWeight = mkOption {
         type = types.ints.between 1 10000;
         default = 50;
-        description = "The share of the processor builds get while services want it too; those have 100.";
+        description = ''
+          The weight of builds where the processor is wanted by others too. All services that kennel runs together have
+          100, and so has the rest of the system.
+        '';
       };
 
       ioWeight = mkOption {
         type = types.ints.between 1 10000;
         default = 50;
-        description = "The share of the disk builds get while services want it too; those have 100.";
+        description = "The same for the disk.";
       };
     };
 

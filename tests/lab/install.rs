@@ -64,6 +64,7 @@ async fn the_page_for_debian_leads_to_a_live_service() {
     let visit = send(PORT_80, request(Method::GET, &live.host, "/", "")).await.unwrap().expect(200);
     assert_eq!(visit.json::<serde_json::Value>()["version"], "one");
     assert!(Path::new("/etc/systemd/system/multi-user.target.wants/kennel.service").exists(), "it starts at boot");
-    assert_eq!(machine::property("nix-daemon.service", "CPUWeight").await, "50");
+    assert_eq!(machine::property("nix-daemon.service", "ControlGroup").await, "/builds.slice/nix-daemon.service");
+    assert_eq!(machine::property("builds.slice", "CPUWeight").await, "50");
     lab.finish().await;
 }

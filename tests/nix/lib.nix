@@ -26,6 +26,7 @@ let
     # Lists and sets.
     concatLists = builtins.concatLists;
     last = list: builtins.elemAt list (builtins.length list - 1);
+    toList = value: if builtins.isList value then value else [ value ];
     mutuallyExclusive = a: b: !(builtins.any (item: builtins.elem item b) a);
     filterAttrs =
       keep: set: builtins.removeAttrs set (builtins.filter (name: !keep name set.${name}) (builtins.attrNames set));
@@ -50,7 +51,14 @@ let
         else
           value
       ) b;
-    setAttrByPath = path: value: if path == [ ] then value else { ${builtins.head path} = lib.setAttrByPath (builtins.tail path) value; };
+    setAttrByPath =
+      path: value:
+      if path == [ ] then
+        value
+      else
+        {
+          ${builtins.head path} = lib.setAttrByPath (builtins.tail path) value;
+        };
     isDerivation = value: value.type or null == "derivation";
 
     # Text.

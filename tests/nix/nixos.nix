@@ -36,7 +36,11 @@ in
     fileSystems = table types.raw;
     boot.loader.grub.enable = yes;
 
-    environment.etc = table (record { source = option types.path; });
+    environment.etc = table (record {
+      source = option types.path;
+      text = with' types.str "";
+      mode = with' types.str "symlink";
+    });
     environment.systemPackages = with' (types.listOf types.package) [ ];
 
     networking.firewall.allowedTCPPorts = with' (types.listOf types.port) [ ];
@@ -55,10 +59,16 @@ in
     nix.enable = yes;
     nix.package = with' types.package pkgs.nix;
     nix.settings = table setting;
+    programs.git.enable = no;
+    programs.git.config = table (types.attrsOf types.str);
     programs.ssh.package = with' types.package pkgs.openssh;
 
     systemd.packages = with' (types.listOf types.package) [ ];
     systemd.tmpfiles.settings = table (types.attrsOf (types.attrsOf (types.attrsOf types.str)));
+    systemd.slices = table (record {
+      description = with' types.str "";
+      sliceConfig = table setting;
+    });
     systemd.services = table (record {
       description = with' types.str "";
       wantedBy = strings;
@@ -73,6 +83,34 @@ in
       reloadTriggers = with' (types.listOf types.raw) [ ];
       restartTriggers = with' (types.listOf types.raw) [ ];
     });
+
+    virtualisation.cores = with' types.int 1;
+    virtualisation.memorySize = with' types.int 1024;
+    virtualisation.writableStore = no;
+
+    # Of others, as far as docs/nixos.md names them.
+    sops.secrets = table (
+      types.submodule (
+        { name, ... }:
+        {
+          options.path = with' types.str "/run/secrets/${name}";
+          options.reloadUnits = strings;
+        }
+      )
+    );
+    age.secrets = table (
+      types.submodule (
+        { name, ... }:
+        {
+          options.path = with' types.str "/run/agenix/${name}";
+          options.file = option types.path;
+        }
+      )
+    );
+    security.acme = table types.raw;
+    services.forgejo.settings = table types.raw;
+    services.nginx.recommendedProxySettings = no;
+    services.nginx.virtualHosts = table types.raw;
 
     services.nginx.enable = no;
     services.nginx.defaultHTTPListenPort = with' types.port 80;

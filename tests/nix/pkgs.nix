@@ -1,8 +1,21 @@
 # A stand-in for nixpkgs' packages. What is built from them runs in Nix's real sandbox, with the lab machine's own
-# /usr in it: `--option extra-sandbox-paths "/usr /bin=/usr/bin /lib=/usr/lib /lib64=/usr/lib64"`.
+# /usr in it: `--option extra-sandbox-paths "/usr /lib=/usr/lib /lib64=/usr/lib64"`.
 { lib, system }:
 
 let
+  # nixpkgs' function of that name, for texts without `#`.
+  substituteInPlace = ''
+    substituteInPlace() {
+      local file=$1
+      shift
+      while [ $# -gt 0 ]; do
+        grep -qF -- "$2" "$file" || { echo "nothing in $file reads $2" >&2; exit 1; }
+        sed -i "s#$2#$3#" "$file"
+        shift 3
+      done
+    }
+  '';
+
   run =
     name: attributes: script:
     derivation (
@@ -13,7 +26,7 @@ let
         args = [
           "-euc"
           # The shell ends last: Nix kills a builder whose standard error is closed, as coreutils' own end closes it.
-          "${script}\nexit 0"
+          "${substituteInPlace}${script}\nexit 0"
         ];
         PATH = "/usr/bin";
       }
@@ -83,15 +96,6 @@ let
             env = builtins.toJSON arguments.env;
           }
           ''
-            substituteInPlace() {
-              local file=$1
-              shift
-              while [ $# -gt 0 ]; do
-                grep -qF -- "$2" "$file" || { echo "nothing in $file reads $2" >&2; exit 1; }
-                sed -i "s#$2#$3#" "$file"
-                shift 3
-              done
-            }
             cp -r "$src" source
             chmod -R u+w source
             cd source
@@ -151,13 +155,28 @@ let
       let
         called = if builtins.isFunction test then test { inherit lib pkgs; } else test;
       in
-      named "vm-test-${called.name}" { inherit (called) nodes testScript; };
+      run "vm-test-${called.name}"
+        {
+          inherit (called) testScript;
+          passAsFile = [ "testScript" ];
+          # Evaluated and built, not booted.
+          configs = lib.mapAttrsToList (
+            _: node: (import ./system.nix { inherit lib pkgs; } [ node ]).services.kennel.configFile
+          ) called.nodes;
+        }
+        ''
+          /usr/bin/python3 -c 'import ast, sys; ast.parse(open(sys.argv[1]).read())' "$testScriptPath"
+          cp "$testScriptPath" "$out"
+        '';
 
     coreutils = machines "coreutils" { };
     gitMinimal = machines "git-minimal" { };
+    curl = machines "curl" { meta.mainProgram = "curl"; };
+    git = machines "git" { };
     nix = machines "nix" { };
     openssh = machines "openssh" { };
     postgresql = machines "postgresql" { };
+    python3.interpreter = "/usr/bin/python3";
     valkey = named "valkey" { };
     redis = named "redis" { };
     libgit2 = named "libgit2" { version = "1.9.7"; };
@@ -166,7 +185,6 @@ let
   }
   // lib.genAttrs [
     "clippy"
-    "git"
     "libssh2"
     "pkg-config"
     "rust-analyzer"
