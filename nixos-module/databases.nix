@@ -62,7 +62,7 @@ in
       };
 
       systemd.services.kennel-valkey-password =
-        passwordUnit "valkey" "redis://:" "@127.0.0.1:${toString cfg.valkey.port}";
+        passwordUnit "valkey" "redis://default:" "@127.0.0.1:${toString cfg.valkey.port}";
       systemd.services.redis-kennel = rec {
         requires = [ "kennel-valkey-password.service" ];
         after = requires;

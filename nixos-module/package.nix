@@ -54,9 +54,15 @@ rustPlatform.buildRustPackage {
 
   postInstall = ''
     install -D -m 444 -t $out/lib/systemd/system systemd/*
-    substituteInPlace $out/lib/systemd/system/kennel.service \
-      --replace-fail /usr/bin/kennel $out/bin/kennel \
-      --replace-fail ExecReload=kill ExecReload=${coreutils}/bin/kill
+    for unit in $out/lib/systemd/system/*; do
+      substituteInPlace $unit \
+        --replace-quiet /usr/bin/kennel $out/bin/kennel \
+        --replace-quiet =kill =${coreutils}/bin/kill
+    done
+    if grep -r /usr/ $out/lib/systemd/system; then
+      echo "a unit names what NixOS has not" >&2
+      exit 1
+    fi
   '';
 
   meta = {

@@ -67,4 +67,11 @@ async fn the_page_for_debian_leads_to_a_live_service() {
     assert_eq!(machine::property("nix-daemon.service", "ControlGroup").await, "/builds.slice/nix-daemon.service");
     assert_eq!(machine::property("builds.slice", "CPUWeight").await, "50");
     lab.finish().await;
+
+    // The tests after this one want Nix's daemon where it was, and no kennel that starts by itself.
+    machine::ok("systemctl", &["disable", "--now", "kennel.service"]).await;
+    fs::remove_file("/etc/systemd/system/builds.slice").unwrap();
+    fs::remove_dir_all("/etc/systemd/system/nix-daemon.service.d").unwrap();
+    machine::ok("systemctl", &["daemon-reload"]).await;
+    machine::ok("systemctl", &["restart", "nix-daemon.service"]).await;
 }

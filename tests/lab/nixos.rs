@@ -142,7 +142,10 @@ async fn what_is_missing_or_unsafe_is_refused_with_what_to_set() {
             "Set services.redis.package to pkgs.valkey",
         ),
         ("services.kennel.settings.api.token_file = ./default.nix", "not in the Nix store"),
-        ("services.kennel.projects.shop.git_token_file = \"${builtins.storeDir}/x\"", "not in the Nix store"),
+        (
+            "services.kennel.projects.shop.git_token_file = \"${builtins.storeDir}/00000000000000000000000000000000-x\"",
+            "not in the Nix store",
+        ),
         ("services.kennel.projects.shop.secrets.prod.KEY = \"hush\"", "is not of type"),
     ];
     for lib in libs() {

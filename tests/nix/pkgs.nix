@@ -9,7 +9,7 @@ let
       local file=$1
       shift
       while [ $# -gt 0 ]; do
-        grep -qF -- "$2" "$file" || { echo "nothing in $file reads $2" >&2; exit 1; }
+        [ "$1" = --replace-quiet ] || grep -qF -- "$2" "$file" || { echo "nothing in $file reads $2" >&2; exit 1; }
         sed -i "s#$2#$3#" "$file"
         shift 3
       done
