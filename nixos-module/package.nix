@@ -1,6 +1,7 @@
 # kennel, linked to the system's OpenSSL, libgit2, libssh2 and zlib; SQLite alone is its own.
 {
   lib,
+  stdenv,
   rustPlatform,
   coreutils,
   pkg-config,
@@ -63,6 +64,9 @@ rustPlatform.buildRustPackage {
       echo "a unit names what NixOS has not" >&2
       exit 1
     fi
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/kennel manual $out/share
   '';
 
   meta = {

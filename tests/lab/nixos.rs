@@ -249,6 +249,7 @@ async fn the_flake_passes_its_checks_and_its_template_builds() {
     let unit = fs::read_to_string(package.join("lib/systemd/system/kennel.service")).unwrap();
     assert!(unit.contains(&format!("ExecStart={}/bin/kennel daemon", package.display())), "{unit}");
     assert!(!unit.contains("=kill") && !unit.contains("/usr/"), "{unit}");
+    assert!(package.join("share/man/man1/kennel-deploy.1").exists(), "man pages are installed");
 
     let init = format!("cd {project} && nix flake init --template path:{flake}");
     machine::ok("sh", &["-c", &init]).await;
