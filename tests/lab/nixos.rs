@@ -95,10 +95,10 @@ async fn a_small_and_a_full_configuration_pass_the_daemons_check_without_a_warni
 async fn a_mistake_fails_the_build_with_the_daemons_own_words() {
     for lib in libs() {
         for (mistake, words) in [
-            ("settings.router.htpp = \"0.0.0.0:80\"", "`router.htpp`: unknown key (did you mean `http`?)"),
+            ("settings.router.htpp = \"0.0.0.0:80\"", "`router.htpp`: unknown key; did you mean `http`?"),
             ("settings.bilder = { }; settings.builder.jobs = 3", "`builder.jobs`: unknown key"),
             ("settings.builder.timeout = \"a while\"", "`builder.timeout`: \"a while\" is not a time"),
-            ("projects.shop.repo_ulr = \"x\"", "`projects.shop.repo_ulr`: unknown key (did you mean `repo_url`?)"),
+            ("projects.shop.repo_ulr = \"x\"", "`projects.shop.repo_ulr`: unknown key; did you mean `repo_url`?"),
             ("projects.shop.secrets.production.KEY.file = \"/x\"", "`projects.shop.secrets.production`: unknown key"),
             ("projects.Shop_2 = files.project", "`projects.Shop_2`: is not a name"),
         ] {
@@ -109,8 +109,7 @@ async fn a_mistake_fails_the_build_with_the_daemons_own_words() {
             );
             let built = build(&lib, &body).await;
             assert!(!built.status.success(), "`{mistake}` was built over {lib}");
-            let plain = said(&built).replace("hint: ", "");
-            assert!(words.split(['(', ')']).all(|words| plain.contains(words.trim())), "`{mistake}` says\n{plain}");
+            assert!(said(&built).contains(words), "`{mistake}` says\n{}", said(&built));
         }
     }
 }
