@@ -3,6 +3,7 @@
   lib,
   stdenv,
   rustPlatform,
+  rustc,
   coreutils,
   pkg-config,
   libgit2,
@@ -16,7 +17,10 @@ let
   # What `libgit2-sys` of Cargo.lock can be linked to.
   libgit2Fits = lib.versionAtLeast libgit2.version "1.9.7" && lib.versionOlder libgit2.version "1.10";
 in
-rustPlatform.buildRustPackage {
+lib.throwIf (lib.versionOlder rustc.version manifest.package.rust-version)
+  "kennel needs Rust ${manifest.package.rust-version}, and this nixpkgs has ${rustc.version}: take a newer one"
+  rustPlatform.buildRustPackage
+{
   pname = manifest.package.name;
   inherit (manifest.package) version;
 

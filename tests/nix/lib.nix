@@ -89,6 +89,7 @@ let
     versionOlder = a: b: builtins.compareVersions a b < 0;
 
     # Options and packages.
+    throwIf = condition: message: if condition then throw message else value: value;
     mkEnableOption =
       what:
       lib.mkOption {

@@ -182,6 +182,7 @@ let
     libgit2 = named "libgit2" { version = "1.9.7"; };
     nixfmt-tree = named "nixfmt-tree" { };
     openssl = named "openssl" { };
+    rustc = named "rustc" { version = "1.95.0"; };
   }
   // lib.genAttrs [
     "clippy"
