@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::api::{self, Api};
 use crate::builder::{self, Builder};
 use crate::config::{self, Config};
+use crate::crash::{self, Point};
 use crate::deployer::{self, Deployer, Interrupt};
 use crate::host::Machine;
 use crate::host::key::HostKey;
@@ -116,10 +117,12 @@ impl Running {
         let state_dir = config.state_dir.clone();
         tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
         let lock = lock(&state_dir.join("kennel.lock"))?;
+        crash::point(Point::StartLocked);
         let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
         let key = host_key(&state_dir).await?;
         let store = Store::open(&state_dir.join("kennel.db")).await?;
         note_projects(&store, &config).await?;
+        crash::point(Point::StartOpened);
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
         let run = RunId::fresh();
@@ -195,11 +198,13 @@ impl Running {
             }
         });
         surfaces.spawn(api::serve_unix(unix, app, intake.clone()));
+        crash::point(Point::StartListening);
 
         let reconciler = Reconciler::new(deployer.clone());
         if let Err(err) = reconciler.run_once().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
         }
+        crash::point(Point::StartReconciled);
         let mut loops = JoinSet::new();
         loops.spawn(reconciler.run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
@@ -246,6 +251,7 @@ impl Running {
     pub async fn stop(mut self) {
         self.intake.cancel();
         while self.loops.join_next().await.is_some() {}
+        crash::point(Point::StopLoopsEnded);
         self.shutdown.cancel();
         while self.surfaces.join_next().await.is_some() {}
         self.store.close().await;

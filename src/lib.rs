@@ -11,7 +11,7 @@
 //!
 //! | Layer | Modules |
 //! |---|---|
-//! | 0 | [`model`] the vocabulary and every legal change of state |
+//! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | [`router`] requests to upstreams |
@@ -20,6 +20,7 @@
 //! | 6 | [`daemon`] everything, started and stopped in order |
 //! | 7 | [`cli`] one file per command |
 
+pub mod crash;
 pub mod model;
 
 pub mod config;

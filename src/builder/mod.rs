@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::config;
+use crate::crash::{self, Point};
 use crate::host::{Machine, UnitState};
 use crate::model::settings::Manifest;
 use crate::model::{BuildId, BuildState, ServiceName, UnitName};
@@ -105,6 +106,7 @@ impl Builder {
         }
         while self.jobs.len() < self.ctx.config.load().builder.max_concurrent_builds {
             let Some(build) = self.ctx.store.claim_build(&self.ctx.run).await? else { break };
+            crash::point(Point::BuildClaimed);
             self.spawn(build);
         }
         Ok(())
@@ -115,11 +117,14 @@ impl Builder {
         for id in self.ctx.store.stale_builds(&self.ctx.run).await? {
             if unit::is_under_way(&*self.ctx.machine, id).await? {
                 let build = self.ctx.store.reattach_build(id, &self.ctx.run).await?;
+                crash::point(Point::BuildAdopted);
                 info!(build.id = %id, "Took build {id} over from an earlier run");
                 self.spawn(build);
             } else {
                 self.ctx.machine.remove_work_dir(id).await?;
+                crash::point(Point::RequeueWorkDirRemoved);
                 let state = self.ctx.store.requeue_build(id).await?;
+                crash::point(Point::RequeueStored);
                 info!(build.id = %id, "Build {id} of an earlier run had stopped; it is `{state}` now");
             }
         }
@@ -177,6 +182,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
         outcome = make(&ctx, &build) => outcome,
         () = cancel.cancelled() => {
             stop_units(&*ctx.machine, build.id).await?;
+            crash::point(Point::CancelUnitsStopped);
             Ok(BuildOutcome::Cancelled)
         }
     };
@@ -190,6 +196,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
     };
     let base_domain = ctx.config.load().base_domain.clone();
     let state = ctx.store.finish_build(&build, &base_domain, &outcome).await?;
+    crash::point(Point::BuildFinished);
     ctx.deployer.ring();
     ctx.ended.ring();
     let duration_ms = begun.elapsed().as_millis();
@@ -200,6 +207,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
     if let Err(err) = ctx.machine.remove_work_dir(build.id).await {
         warn!(error = %chain(&err), "Could not remove the work directory of build {}", build.id);
     }
+    crash::point(Point::WorkDirRemoved);
     Ok(())
 }
 
@@ -232,6 +240,7 @@ async fn make(ctx: &Context, build: &ClaimedBuild) -> anyhow::Result<BuildOutcom
         let NewArtifact { name, nix_ms, .. } = &artifact;
         let state =
             ctx.store.record_artifact(build, &artifact).await.with_context(|| format!("cannot record `{name}`"))?;
+        crash::point(Point::ArtifactRecorded);
         info!(service.name = %name, nix_ms, "`{name}` of build {} is {state}", build.id);
     }
     Ok(BuildOutcome::Finished(manifest))
@@ -250,7 +259,9 @@ async fn keep(
             let (result, nix_ms) = match report {
                 Some(TargetReport::Built { program, nix_ms }) => match ctx.machine.build_output(build.id, name).await {
                     Ok(path) => {
+                        crash::point(Point::RootAdding);
                         ctx.machine.ensure_gc_root(build.id, name, &path).await?;
+                        crash::point(Point::RootAdded);
                         (Ok((path, program)), nix_ms)
                     }
                     Err(err) => (Err(chain(&err)), nix_ms),

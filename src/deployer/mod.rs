@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::config;
+use crate::crash::{self, Point};
 use crate::host::Machine;
 use crate::host::key::HostKey;
 use crate::model::deployment::{Next, OnFailure};
@@ -184,6 +185,7 @@ impl Deployer {
             return Ok(());
         }
         for id in self.ctx.store.claim_deployments(Claims { run: &self.ctx.run, limit: room }).await? {
+            crash::point(Point::DeploymentClaimed);
             let turned = CancellationToken::new();
             let ctx = self.ctx.clone();
             let job = carry(ctx, id, turned.clone()).instrument(info_span!("deployment", deployment.id = %id));
@@ -245,6 +247,11 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
             Ok(()) => {
                 let next = step.next(deployment.kind);
                 ctx.store.advance(&deployment, step, next, duration_ms).await?;
+                match next {
+                    Next::Step(_) => {}
+                    Next::Live => crash::point(Point::LiveRecorded),
+                    Next::Ended => crash::point(Point::RetiredRecorded),
+                }
                 announce(&ctx, &deployment, next);
             }
             Err(StepError::Unfit(ending, reason)) => give_up(&ctx, &deployment, step, ending, &reason).await?,
@@ -294,6 +301,7 @@ async fn give_up(
         ),
     }
     ctx.store.turn_back(deployment.id, step, ending, reason).await?;
+    crash::point(Point::DeploymentTurnedBack);
     Ok(())
 }
 
@@ -328,7 +336,10 @@ fn announce(ctx: &Context, deployment: &ClaimedDeployment, next: Next) {
 pub async fn restore(ctx: &Context, deployment: &ClaimedDeployment) -> anyhow::Result<()> {
     let spec = steps::unit_spec(ctx, deployment).await?;
     ctx.machine.ensure_env_file(&spec).await?;
+    crash::point(Point::RestoreEnvWritten);
     ctx.machine.ensure_unit(&spec).await?;
+    crash::point(Point::RestoreUnitWritten);
     ctx.machine.start_unit(&spec.unit()).await?;
+    crash::point(Point::RestoreStarted);
     Ok(())
 }

@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::crash::{self, Point};
 use crate::deployer;
 use crate::telemetry::chain;
 pub use plan::{Action, Observed, plan};
@@ -81,18 +82,29 @@ impl Reconciler {
             }
             Action::RemoveUnit(unit) => {
                 self.ctx.machine.stop_unit(unit).await?;
+                crash::point(Point::OrphanUnitStopped);
                 self.ctx.machine.remove_unit(unit).await?;
+                crash::point(Point::OrphanUnitRemoved);
                 info!("Removed `{unit}`, which belonged to nothing");
             }
             Action::RemoveRoot(build, name) => {
                 self.ctx.machine.remove_gc_root(*build, name).await?;
+                crash::point(Point::RootRemoved);
                 self.ctx.store.forget_root(*build, name).await?;
+                crash::point(Point::RootForgotten);
             }
-            Action::RemoveLink(link) => self.ctx.machine.remove_site_link(link).await?,
+            Action::RemoveLink(link) => {
+                self.ctx.machine.remove_site_link(link).await?;
+                crash::point(Point::OrphanLinkRemoved);
+            }
             Action::RemoveData(project, slug, service) => {
                 self.ctx.machine.remove_data_dir(project, slug, service).await?;
+                crash::point(Point::OrphanDataRemoved);
             }
-            Action::RemoveWorkDir(build) => self.ctx.machine.remove_work_dir(*build).await?,
+            Action::RemoveWorkDir(build) => {
+                self.ctx.machine.remove_work_dir(*build).await?;
+                crash::point(Point::OrphanWorkDirRemoved);
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use sqlx::{Sqlite, Transaction};
 use super::deliveries::close_branch_if_empty;
 use super::targets::{ask_teardown_of_unnamed, ensure_target};
 use super::{RunId, Store, StoreError, during, now};
+use crate::crash::{self, Point};
 use crate::model::settings::Manifest;
 use crate::model::{
     BranchId, BranchRef, BranchSlug, BuildEvent, BuildId, BuildState, CommitSha, Environment, HostName, ProjectName,
@@ -264,6 +265,7 @@ impl Store {
         .await
         .map_err(during("finish a build"))?;
         close_branch_if_empty(&mut tx, build.branch_id).await?;
+        crash::point(Point::BuildUncommitted);
         tx.commit().await.map_err(during("finish a build"))?;
         Ok(state)
     }

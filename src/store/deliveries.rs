@@ -3,6 +3,7 @@
 use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, during, now};
+use crate::crash::{self, Point};
 use crate::model::{BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DeliveryId, Environment, ProjectName};
 
 /// One delivery of a webhook.
@@ -89,6 +90,7 @@ impl Store {
         if let (Some(delivery), Accepted::Queued(build) | Accepted::AlreadyBuilding(build)) = (delivery, accepted) {
             insert_delivery(&mut tx, &push.project, delivery, Some(build)).await?;
         }
+        crash::point(Point::DeliveryUncommitted);
         tx.commit().await.map_err(during("record a push"))?;
         Ok(accepted)
     }
@@ -132,6 +134,7 @@ impl Store {
             .map_err(during("ask for a branch's teardown"))?;
             close_branch_if_empty(&mut tx, branch).await?;
         }
+        crash::point(Point::RemovalUncommitted);
         tx.commit().await.map_err(during("record a removal"))?;
         Ok(if branch.is_some() { Accepted::Removing } else { Accepted::NothingThere })
     }

@@ -26,6 +26,7 @@ use secrecy::SecretString;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Forks, ProjectConfig};
+use crate::crash::{self, Point};
 use crate::model::{BranchRef, BuildId, ProjectName};
 use crate::store::{Accepted, Delivery, Push, Removal, Store, StoreError};
 use crate::telemetry::chain;
@@ -103,6 +104,7 @@ async fn accept(webhook: &Webhook, project: &str, headers: &HeaderMap, body: Bod
     let json = encoding.json(&body).map_err(Refusal::Malformed)?;
     let ask = payload::parse(&delivery.event, &json).map_err(Refusal::Malformed)?;
     let delivery = Delivery { id: delivery.id, event: delivery.event };
+    crash::point(Point::DeliveryVerified);
     carry_out(webhook, project, &delivery, ask).await.map_err(Refusal::Store)
 }
 
@@ -124,6 +126,7 @@ async fn carry_out(
             let environment = project.environment(&branch);
             let push = Push { project: project.name.clone(), branch, commit, title, environment };
             let accepted = webhook.store.accept_push(Some(delivery), &push).await?;
+            crash::point(Point::DeliveryStored);
             webhook.builder.ring();
             return Ok(queued(accepted, &push));
         }
@@ -135,6 +138,7 @@ async fn carry_out(
     }
     let removal = Removal { project: project.name.clone(), branch, reason: reason.to_owned() };
     let accepted = webhook.store.accept_removal(Some(delivery), &removal).await?;
+    crash::point(Point::RemovalStored);
     webhook.builder.ring();
     webhook.deployer.ring();
     Ok(match accepted {

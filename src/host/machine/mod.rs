@@ -33,6 +33,7 @@ use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
     UnitSpec, UnitState,
 };
+use crate::crash::{self, Point};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// Why something could not be done.
@@ -206,6 +207,7 @@ impl Machine for SystemdMachine {
         own(unit).map_err(|fault| HostError::new(action(), fault))?;
         let paths = [self.layout.unit_file(unit), self.layout.env_file(unit)];
         blocking(action, move || Ok(paths.iter().try_for_each(|path| files::remove(path))?)).await?;
+        crash::point(Point::UnitFilesRemoved);
         let forget = async {
             // Only now, so that what systemd finds when it looks again is nothing.
             self.systemd.forget(unit).await?;

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::layout::{Layout, OwnUnit, gc_root_of};
 use super::{Fault, files};
+use crate::crash::{self, Point};
 use crate::host::{Inventory, SiteLink};
 use crate::model::{BranchSlug, BuildId, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -44,6 +45,7 @@ pub(super) fn trash_data_dir(
     let real = layout.private_data_dir(project, slug, service);
     let label = format!("{project}.{slug}.{service}");
     trash(layout, &real, &label)?;
+    crash::point(Point::DataTrashed);
     match fs::symlink_metadata(&visible) {
         Ok(found) if found.is_symlink() => files::remove(&visible)?,
         Ok(_) => trash(layout, &visible, &label)?,
