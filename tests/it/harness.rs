@@ -1,6 +1,6 @@
 //! The whole daemon in one process: real database, sockets and router, over a machine in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,12 +15,14 @@ use kennel::config;
 use kennel::daemon::{Parts, Running};
 use kennel::deployer::Interrupt;
 use kennel::host::BuildJob;
-use kennel::host::fake::{FakeBuild, FakeMachine, Gate};
+use kennel::host::fake::{FakeBuild, FakeMachine, Gate, Snapshot};
 use kennel::model::{BuildState, DeploymentState, StorePath};
 use kennel::store::{BuildView, DeploymentView, Scope, Store};
 use serde_json::json;
 use sha2::Sha256;
 use tempfile::TempDir;
+
+use crate::invariants::{self, Acknowledged, Machine, Rows};
 
 /// The project of these tests.
 pub(crate) const PROJECT: &str = "shop";
@@ -82,6 +84,7 @@ pub(crate) struct Harness {
     scripts: Scripts,
     daemon: Option<Running>,
     deliveries: u32,
+    acknowledged: Mutex<Vec<Acknowledged>>,
 }
 
 impl Harness {
@@ -99,7 +102,7 @@ impl Harness {
             let scripts = scripts.clone();
             move |job| work(&scripts, job)
         });
-        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0 };
+        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0, acknowledged: Mutex::default() };
         harness.boot(interrupt).await;
         harness
     }
@@ -206,7 +209,13 @@ impl Harness {
             ("x-forgejo-delivery", delivery),
             ("x-forgejo-signature", &signature),
         ];
-        self.post(&format!("/webhook/{PROJECT}"), &headers, body.to_owned().into()).await
+        let (status, answer) = self.post(&format!("/webhook/{PROJECT}"), &headers, body.to_owned().into()).await;
+        let build = answer["build"].as_i64();
+        if status == 202 || (status == 200 && build.is_some()) {
+            let (project, delivery) = (PROJECT.to_owned(), delivery.to_owned());
+            self.acknowledged.lock().unwrap().push(Acknowledged { project, delivery, build });
+        }
+        (status, answer)
     }
 
     /// Posts to the API's port.
@@ -287,39 +296,48 @@ impl Harness {
         self.deployments().await.iter().rev().map(|deployment| deployment.state).collect()
     }
 
-    /// The machine holds what the rows say it should, and nothing else.
-    pub(crate) async fn assert_machine_equals_rows(&self) {
-        self.until("a machine that equals the rows", async |harness| {
-            let mut live: Vec<String> = harness
-                .deployments()
-                .await
-                .iter()
-                .filter(|deployment| !deployment.state.is_terminal() && deployment.kind == kennel::model::Kind::Service)
-                .map(|deployment| deployment.journal_tag.unit(deployment.id).to_string())
-                .collect();
-            live.sort();
-            let left = harness.machine.snapshot();
-            let names = |units: &[kennel::model::UnitName]| {
-                let mut names: Vec<String> = units.iter().map(ToString::to_string).collect();
-                names.sort();
-                names
-            };
-            let mut rooted = harness.store().rooted_artifacts().await.unwrap();
-            rooted.sort();
-            names(&left.units) == live
-                && names(&left.unit_files) == live
-                && names(&left.env_files) == live
-                && left.gc_roots.keys().cloned().collect::<Vec<_>>() == rooted
-                && left.work_dirs.is_empty()
+    /// What holds of kennel at rest holds now, or soon.
+    pub(crate) async fn assert_invariants(&self) {
+        let mut faults = Vec::new();
+        let held = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let rows = Rows::read(&self.dir.path().join("state/kennel.db")).await.unwrap();
+                let acknowledged = self.acknowledged.lock().unwrap().clone();
+                faults = invariants::faults(&rows, &seen(&self.machine.snapshot()), &acknowledged);
+                if faults.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         })
         .await;
+        assert!(held.is_ok(), "{}", faults.join("\n"));
     }
 
     /// Ends the test: nothing is under way, everything on the machine has its row, and the daemon stops in order.
     pub(crate) async fn finish(mut self) {
         self.until_quiet().await;
-        self.assert_machine_equals_rows().await;
+        self.assert_invariants().await;
         self.daemon.take().expect("the daemon runs").stop().await;
+    }
+}
+
+/// What lies on the machine in memory, in words.
+fn seen(machine: &Snapshot) -> Machine {
+    fn words<T: ToString>(things: &[T]) -> BTreeSet<String> {
+        things.iter().map(ToString::to_string).collect()
+    }
+    let roots = machine.gc_roots.iter().map(|((build, name), path)| (format!("{build}-{name}"), path.to_string()));
+    let links = machine.site_links.iter().map(|((p, slug, site), to)| (format!("{p}/{slug}/{site}"), to.to_string()));
+    Machine {
+        units: words(&machine.units),
+        unit_files: words(&machine.unit_files),
+        env_files: words(&machine.env_files),
+        gc_roots: roots.collect(),
+        site_links: links.collect(),
+        data_dirs: machine.data_dirs.iter().map(|(p, slug, service)| format!("{p}/{slug}/{service}")).collect(),
+        work_dirs: words(&machine.work_dirs),
+        log_dirs: words(&machine.log_dirs),
     }
 }
 

@@ -5,6 +5,8 @@ mod builder;
 mod cli;
 mod deploy;
 mod harness;
+#[path = "../invariants.rs"]
+mod invariants;
 mod layering;
 mod reconcile;
 mod resume;

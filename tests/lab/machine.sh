@@ -67,6 +67,7 @@ machine_boot() {
     --bind-ro="$repo:/lab/source"
     --bind-ro="$repo/systemd/kennel.service:/etc/systemd/system/kennel.service")
   [ -z "$kennel_bin" ] || options+=(--bind-ro="$kennel_bin:/usr/bin/kennel")
+  [ -z "$crash_bin" ] || options+=(--bind-ro="$crash_bin:/lab/kennel-crash")
   [ -z "$test_bin" ] || options+=(--bind-ro="$test_bin:/lab/tests")
   # Without a systemd on the host there is nobody to ask for a scope.
   [ -d /run/systemd/system ] || options+=(--keep-unit)

@@ -8,10 +8,13 @@
 #![allow(clippy::print_stdout, reason = "a test tells what it measured")]
 
 mod harness;
+#[path = "../invariants.rs"]
+mod invariants;
 
 mod bad_input;
 mod bench;
 mod cancel;
+mod crash_points;
 mod doctor;
 mod environment;
 mod failures;

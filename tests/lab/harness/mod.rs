@@ -8,6 +8,7 @@ pub(crate) mod delivery;
 pub(crate) mod forge;
 pub(crate) mod gate;
 pub(crate) mod http;
+pub(crate) mod invariants;
 pub(crate) mod leftovers;
 pub(crate) mod machine;
 pub(crate) mod repo;

@@ -35,6 +35,15 @@ impl Repo {
         repository.commit(None, &author, &author, message, &tree, &parents).unwrap().to_string()
     }
 
+    /// A commit on top of a branch that changes no file. Moves no branch.
+    pub(crate) fn commit_nothing(&self, branch: &str) -> String {
+        let repository = self.open();
+        let parent = repository.find_commit(repository.refname_to_id(&head(branch)).unwrap()).unwrap();
+        let author = Signature::now("Ada", "ada@example.com").unwrap();
+        let tree = parent.tree().unwrap();
+        repository.commit(None, &author, &author, "Change nothing", &tree, &[&parent]).unwrap().to_string()
+    }
+
     /// Points a branch at a commit, wherever it was before.
     pub(crate) fn push(&self, branch: &str, commit: &str) {
         self.point(&head(branch), commit);
