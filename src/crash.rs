@@ -150,6 +150,10 @@ points! {
     RestoreUnitWritten = "restore.unit_written",
     /// A live version is started again.
     RestoreStarted = "restore.started",
+    /// The link of a live site is made again.
+    RestoreLinkMade = "restore.link_made",
+    /// The root of an artifact is made again.
+    RestoreRootMade = "restore.root_made",
     /// A unit that belongs to nothing is stopped.
     OrphanUnitStopped = "orphan.unit_stopped",
     /// A unit that belongs to nothing is gone.

@@ -69,8 +69,9 @@ pub(crate) struct Live {
     pub(crate) commit: String,
     pub(crate) store_path: String,
     /// `<project>/<slug>/<name>`.
-    place: String,
-    artifact: String,
+    pub(crate) place: String,
+    /// `<build>-<name>`.
+    pub(crate) artifact: String,
     pub(crate) port: Option<u16>,
 }
 
@@ -143,6 +144,11 @@ impl Rows {
         let deliveries = "select project || '/' || id, build_id from deliveries";
         rows.deliveries = sqlx::query_as(deliveries).fetch_all(&mut *tx).await?.into_iter().collect();
         Ok(rows)
+    }
+
+    /// The state of a build.
+    pub(crate) fn build(&self, id: i64) -> Option<&str> {
+        self.builds.get(&id).map(String::as_str)
     }
 
     /// What is wrong with the rows alone.
@@ -224,7 +230,7 @@ pub(crate) fn faults(rows: &Rows, machine: &Machine, acknowledged: &[Acknowledge
             }
             Some(_) => {}
         }
-        if build.is_some_and(|build| !rows.builds.contains_key(&build)) {
+        if build.is_some_and(|build| rows.build(build).is_none()) {
             faults.push(format!("delivery {delivery} was told build {build:?}, of which there is no row"));
         }
     }

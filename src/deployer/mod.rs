@@ -31,6 +31,7 @@ use crate::router;
 use crate::store::{ClaimedDeployment, Claims, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
+pub use steps::site_link;
 
 /// How many deployments are worked on at a time; most of them only wait, for health or for a drain.
 const MAX_JOBS: usize = 256;

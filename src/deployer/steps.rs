@@ -35,6 +35,10 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
         }
         Step::StartUnit => {
             let unit = deployment.target.tag.unit(deployment.id);
+            // Both once more: they are in `/run`, and the machine may have been switched off since.
+            let spec = unit_spec(ctx, deployment).await?;
+            ctx.machine.ensure_env_file(&spec).await?;
+            ctx.machine.ensure_unit(&spec).await?;
             crash::point(Point::UnitStarting);
             match ctx.machine.start_unit(&unit).await {
                 Ok(()) => {
@@ -193,7 +197,8 @@ async fn drain(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), Step
 }
 
 /// The link of a site's target.
-pub(super) fn site_link(target: &Target) -> SiteLink {
+#[must_use]
+pub fn site_link(target: &Target) -> SiteLink {
     SiteLink { project: target.project.clone(), slug: target.slug.clone(), site: target.name.clone() }
 }
 

@@ -11,7 +11,7 @@ pub mod services;
 
 pub mod fake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -139,8 +139,10 @@ pub struct Inventory {
     pub units: Vec<UnitName>,
     /// Roots that keep an artifact.
     pub gc_roots: Vec<(BuildId, ServiceName)>,
-    /// Links to static sites.
-    pub site_links: Vec<SiteLink>,
+    /// Units of deployments with both their unit file and their environment file.
+    pub whole_units: BTreeSet<UnitName>,
+    /// Links to static sites, and where they lead, if that is a store path.
+    pub site_links: Vec<(SiteLink, Option<StorePath>)>,
     /// Data directories of services.
     pub data_dirs: Vec<(ProjectName, BranchSlug, ServiceName)>,
     /// Work directories of builds.

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::crash::{self, Point};
 use crate::deployer;
+use crate::model::DeploymentState;
 use crate::telemetry::chain;
 pub use plan::{Action, Observed, plan};
 
@@ -77,8 +78,26 @@ impl Reconciler {
         match action {
             Action::Restore(id) => {
                 let deployment = self.ctx.store.deployment(*id).await?;
+                if deployment.state != DeploymentState::Live {
+                    return Ok(());
+                }
                 deployer::restore(&self.ctx, &deployment).await?;
                 info!(deployment.id = %id, "Started deployment {id} of `{}` again", deployment.target.tag);
+            }
+            Action::MakeLink(id, link) => {
+                let deployment = self.ctx.store.deployment(*id).await?;
+                if deployment.state == DeploymentState::Live {
+                    let artifact = self.ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
+                    self.ctx.machine.ensure_site_link(link, &artifact.store_path).await?;
+                    crash::point(Point::RestoreLinkMade);
+                    info!(deployment.id = %id, "Linked `{}` of {} again", link.site, link.project);
+                }
+            }
+            Action::MakeRoot(build, name) => {
+                let artifact = self.ctx.store.artifact(*build, name).await?;
+                self.ctx.machine.ensure_gc_root(*build, name, &artifact.store_path).await?;
+                crash::point(Point::RestoreRootMade);
+                info!(build.id = %build, "Kept `{name}` of build {build} from the garbage collector again");
             }
             Action::RemoveUnit(unit) => {
                 self.ctx.machine.stop_unit(unit).await?;

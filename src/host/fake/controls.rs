@@ -140,11 +140,16 @@ impl State {
     }
 
     pub(super) fn inventory(&self) -> Inventory {
-        let links = self.site_links.keys().cloned();
+        let links = self.site_links.iter();
+        let links = links.map(|((project, slug, site), to)| {
+            let (project, slug, site) = (project.clone(), slug.clone(), site.clone());
+            (SiteLink { project, slug, site }, Some(to.clone()))
+        });
         Inventory {
             units: self.own_units(),
             gc_roots: self.gc_roots.keys().cloned().collect(),
-            site_links: links.map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
+            whole_units: self.unit_files.keys().filter(|unit| self.env_files.contains_key(unit)).cloned().collect(),
+            site_links: links.collect(),
             data_dirs: self.data_dirs.iter().cloned().collect(),
             work_dirs: self.jobs.keys().copied().collect(),
             log_dirs: self.log_dirs.iter().copied().collect(),

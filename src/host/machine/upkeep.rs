@@ -20,6 +20,12 @@ pub(super) fn units_with_files(layout: &Layout) -> io::Result<BTreeSet<UnitName>
     Ok(unit_files.chain(env_files).filter(|unit| OwnUnit::of(unit).is_some()).collect())
 }
 
+/// The units of which both files are there.
+fn whole_units(layout: &Layout) -> io::Result<BTreeSet<UnitName>> {
+    let is_whole = |unit: &UnitName| layout.unit_file(unit).exists() && layout.env_file(unit).exists();
+    Ok(units_with_files(layout)?.into_iter().filter(is_whole).collect())
+}
+
 /// Points a site's link at `target`.
 pub(super) fn link_site(path: &Path, target: &Path) -> io::Result<()> {
     let parent = path.parent().unwrap_or(path);
@@ -133,7 +139,15 @@ pub(super) fn inventory(layout: &Layout) -> io::Result<Inventory> {
     Ok(Inventory {
         units: Vec::new(),
         gc_roots: gc_roots.iter().filter_map(|name| gc_root_of(name)).collect(),
-        site_links: links.into_iter().map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
+        whole_units: whole_units(layout)?,
+        site_links: links
+            .into_iter()
+            .map(|(project, slug, site)| {
+                let link = SiteLink { project, slug, site };
+                let to = fs::read_link(layout.site_link(&link)).ok();
+                (link, to.and_then(|to| to.to_str()?.parse().ok()))
+            })
+            .collect(),
         data_dirs: data.into_iter().collect(),
         work_dirs: work_dirs(layout)?,
         log_dirs: build_ids(&layout.log_dirs())?,

@@ -32,8 +32,8 @@ pub(super) enum Scenario {
     Requeue,
     /// kennel has died before, and the units of two builds go on.
     Adopt,
-    /// kennel has died before, and with it the files and processes of two live services.
-    Reboot,
+    /// kennel has died before, and with it went processes, files, links and roots of what is live.
+    Loss,
     /// Things lie about that bear kennel's names and belong to nothing.
     Orphans,
     /// kennel starts. It comes to each point once: the second hit is that of the start after.
@@ -101,7 +101,11 @@ pub(super) fn scenario(point: Point) -> Scenario {
         Point::CancelUnitsStopped => Scenario::Cancel,
         Point::RequeueWorkDirRemoved | Point::RequeueStored => Scenario::Requeue,
         Point::BuildAdopted => Scenario::Adopt,
-        Point::RestoreEnvWritten | Point::RestoreUnitWritten | Point::RestoreStarted => Scenario::Reboot,
+        Point::RestoreEnvWritten
+        | Point::RestoreUnitWritten
+        | Point::RestoreStarted
+        | Point::RestoreLinkMade
+        | Point::RestoreRootMade => Scenario::Loss,
         Point::OrphanUnitStopped
         | Point::OrphanUnitRemoved
         | Point::OrphanLinkRemoved

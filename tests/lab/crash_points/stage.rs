@@ -69,7 +69,7 @@ impl Stage {
         self.answer_all().await;
         self.afterwards(scenario, &gates).await;
         self.rest().await;
-        if scenario != Scenario::Reboot {
+        if scenario != Scenario::Loss {
             self.rest.expect_same_processes(&before);
         }
         if scenario == Scenario::Remove {
@@ -89,7 +89,7 @@ impl Stage {
     async fn prepare(&mut self, scenario: Scenario) {
         let up = self.wanted.contains_key(&host("a"));
         match scenario {
-            Scenario::Redeploy | Scenario::Remove | Scenario::Sick | Scenario::Same | Scenario::Reboot if !up => {
+            Scenario::Redeploy | Scenario::Remove | Scenario::Sick | Scenario::Same | Scenario::Loss if !up => {
                 self.deploy().await;
                 self.rest().await;
             }
@@ -111,14 +111,7 @@ impl Stage {
                     let _ = machine::run("systemctl", &[verb, &patterns].concat()).await;
                 }
             }
-            Scenario::Reboot => {
-                for unit in self.rest.rows.live.iter().filter(|live| [host("a"), host("b")].contains(&live.host)) {
-                    machine::ok("systemctl", &["stop", &unit.unit]).await;
-                    fs::remove_file(Path::new("/run/systemd/system").join(&unit.unit)).unwrap();
-                    let env = unit.unit.trim_start_matches("kennel-").replace(".service", ".env");
-                    fs::remove_file(Path::new("/run/kennel/secrets").join(env)).unwrap();
-                }
-            }
+            Scenario::Loss => self.lose().await,
             Scenario::Orphans => orphans::put(&self.rest.rows.live[0].store_path).await,
             _ => {}
         }
@@ -147,11 +140,26 @@ impl Stage {
             Scenario::Same => self.push_same().await,
             Scenario::Domains => self.push_domains().await,
             Scenario::Cancel => gates = self.cancel().await,
-            Scenario::Requeue | Scenario::Adopt | Scenario::Reboot | Scenario::Orphans => {}
+            Scenario::Requeue | Scenario::Adopt | Scenario::Loss | Scenario::Orphans => {}
             Scenario::Start | Scenario::Stop => unreachable!("played above"),
         }
         self.dead(point, hit).await;
         gates
+    }
+
+    /// Takes away what kennel has on the machine for the previews, processes included.
+    async fn lose(&self) {
+        let lost = |dir: &str, name: &str| fs::remove_file(Path::new(dir).join(name)).unwrap();
+        for live in self.rest.rows.live.iter().filter(|live| is_preview(&live.host)) {
+            if live.kind == "service" {
+                machine::ok("systemctl", &["stop", &live.unit]).await;
+                lost("/run/systemd/system", &live.unit);
+                lost("/run/kennel/secrets", &live.unit.trim_start_matches("kennel-").replace(".service", ".env"));
+            } else {
+                lost("/var/lib/kennel/sites", &live.place);
+            }
+            lost("/var/lib/kennel/gcroots", &live.artifact);
+        }
     }
 
     /// What is still to be done once kennel runs again.
