@@ -27,7 +27,7 @@ use self::layout::{Layout, OwnUnit, report_name};
 use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
-use self::systemd::Systemd;
+use self::systemd::Steady;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
@@ -89,7 +89,7 @@ pub struct SystemdMachine {
     limits: BuildLimits,
     build_ids: (u32, u32),
     log_gid: Option<u32>,
-    systemd: Systemd,
+    systemd: Steady,
 }
 
 impl SystemdMachine {
@@ -114,7 +114,7 @@ impl SystemdMachine {
         };
         let log_gid = group.map(|group| group.gid.as_raw());
         ensure_base_dirs(&layout, log_gid).map_err(|error| setting_up(error.into()))?;
-        let systemd = Systemd::connect().await.map_err(setting_up)?;
+        let systemd = Steady::connect().await.map_err(setting_up)?;
         let build_ids = (user.uid.as_raw(), user.gid.as_raw());
         Ok(Self { layout, limits, build_ids, log_gid, systemd })
     }
@@ -313,7 +313,7 @@ impl Machine for SystemdMachine {
         let properties = properties.map_err(|error| HostError::new(action(), error))?;
         let report = self.layout.work_dir(spec.build).join(report_name(spec.phase));
         blocking(action, move || Ok(files::remove(&report)?)).await?;
-        let started = self.systemd.start_transient(&unit, properties).await;
+        let started = self.systemd.start_transient(&unit, &properties).await;
         started.map_err(|fault| HostError::new(action(), fault))
     }
 

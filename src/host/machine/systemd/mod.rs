@@ -7,6 +7,7 @@
 mod ending;
 mod jobs;
 mod proxies;
+mod steady;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath};
 use self::ending::{Seen, ending};
 use self::jobs::Jobs;
 use self::proxies::{JobRemovedStream, ManagerProxy, ServiceProxy, UnitProxy};
+pub(super) use self::steady::Steady;
 use super::Fault;
 use super::render::build::Property;
 use crate::host::UnitState;
@@ -196,9 +198,9 @@ impl Systemd {
     }
 
     /// Starts a transient unit, unless it runs.
-    pub(super) async fn start_transient(&self, unit: &UnitName, properties: Vec<Property>) -> Result<(), Fault> {
+    pub(super) async fn start_transient(&self, unit: &UnitName, properties: &[Property]) -> Result<(), Fault> {
         let link = self.link().await?;
-        let ask = || link.manager.start_transient_unit(unit.as_str(), "fail", &properties, &[]);
+        let ask = || link.manager.start_transient_unit(unit.as_str(), "fail", properties, &[]);
         let ended = match self.job(unit.as_str(), ask()).await? {
             Err(error) if is(&error, UNIT_EXISTS) => {
                 if !matches!(self.state(unit).await?, UnitState::Dead { .. } | UnitState::Absent) {
