@@ -23,6 +23,7 @@ mod isolation;
 mod names;
 mod operator;
 mod ordinary;
+mod power_off;
 mod private_repos;
 mod pulls;
 mod pushes;

@@ -94,6 +94,17 @@ impl Lab {
             let _ = fs::remove_dir_all(dir);
             fs::create_dir_all(dir).unwrap();
         }
+        Self::beside(config).await
+    }
+
+    /// The same project and repositories as before, beside a kennel that runs already.
+    pub(crate) async fn resume(config: LabConfig) -> Self {
+        let lab = Self::beside(config).await;
+        machine::ok("systemctl", &["reload", "kennel.service"]).await;
+        lab
+    }
+
+    async fn beside(config: LabConfig) -> Self {
         let forge = Forge::start(Path::new("/srv/git")).await;
         let projects = config.projects.iter().map(|spec| {
             let (style, repo) = (spec.style, forge.create(&spec.name));
@@ -273,6 +284,7 @@ impl Lab {
     pub(crate) async fn finish(mut self) {
         leftovers::tear_down(&self).await;
         leftovers::expect_none().await;
+        invariants::at_rest(&[], &BTreeMap::new()).await;
         let journal = self.journal().await;
         assert!(!journal.contains("panicked at"), "kennel panicked:\n{journal}");
         self.finished = true;
