@@ -21,6 +21,7 @@ mod failures;
 mod host;
 mod isolation;
 mod names;
+mod nemesis;
 mod operator;
 mod ordinary;
 mod power_off;

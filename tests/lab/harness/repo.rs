@@ -58,6 +58,11 @@ impl Repo {
         self.point(&format!("refs/pull/{number}/head"), commit);
     }
 
+    /// The commit a pull request asks for.
+    pub(crate) fn pull_head(&self, number: u64) -> Option<String> {
+        self.open().refname_to_id(&format!("refs/pull/{number}/head")).ok().map(|id| id.to_string())
+    }
+
     fn point(&self, name: &str, commit: &str) {
         self.open().reference(name, commit.parse().unwrap(), true, "test").unwrap();
     }
