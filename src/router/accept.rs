@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use crate::places::Place;
 
 /// How long to wait for a descriptor or memory to become free.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -35,6 +36,8 @@ pub(super) struct Visitor {
     pub(super) scheme: &'static str,
     /// One of the places there are for connections.
     _place: OwnedSemaphorePermit,
+    /// One of those that an address may have.
+    _of_one: Place,
 }
 
 /// Serves visitors until `shutdown`, then lets what has begun finish, within bounds.
@@ -111,11 +114,12 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 }
 
 fn start(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    let Some(of_one) = shared.places_of_one.take(Some(peer)) else { return };
     let (Ok(local), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else {
         // It is gone already.
         return;
     };
-    let visitor = Arc::new(Visitor { peer, local, scheme: "http", _place: place });
+    let visitor = Arc::new(Visitor { peer, local, scheme: "http", _place: place, _of_one: of_one });
     let stream = Impatient::new(stream, shared.timeouts.idle);
     shared.tasks.spawn(connection(Arc::clone(shared), stream, visitor));
 }

@@ -37,18 +37,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+pub use self::headers::host_of;
+
 use self::accept::Visitor;
 use self::body::{Body, RequestBody};
 use self::forward::{Exchange, Outcome, Switch};
 use self::pages::Problem;
 use self::table::{Entry, RouteTable};
-use crate::model::{DeploymentId, HostName, Route};
+use crate::model::{DeploymentId, HostName, Route, TargetId};
+use crate::places::Places;
 use crate::store::{Store, StoreError};
+use crate::telemetry::chain;
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
 /// How often idle connections that are too old are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it is written down who was asked for.
+const REQUESTS_TICK: Duration = Duration::from_secs(60);
 
 /// What the router needs to know.
 #[derive(Debug, Clone)]
@@ -118,6 +124,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Connections of visitors, upgraded ones included: 8192. More wait in the kernel's queue.
     pub connections: usize,
+    /// Of these, with one address (IPv6: one /64): 4096. More are turned away, so that there is room for others.
+    pub connections_of_one: usize,
     /// Headers of a request: 100.
     pub headers: usize,
     /// Bytes of a request's head: 64 KiB.
@@ -126,7 +134,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 8192, headers: 100, head_bytes: 64 * 1024 }
+        Self { connections: 8192, connections_of_one: 4096, headers: 100, head_bytes: 64 * 1024 }
     }
 }
 
@@ -165,6 +173,14 @@ impl Source {
             Self::Given(routes) => Ok(routes.lock().expect("no test panics while it holds the routes").clone()),
         }
     }
+
+    async fn note_requests(&self, targets: &[TargetId]) -> Result<(), StoreError> {
+        match self {
+            Self::Store(store) => store.note_requests(targets, jiff::Timestamp::now().as_millisecond()).await,
+            #[cfg(test)]
+            Self::Given(_) => Ok(()),
+        }
+    }
 }
 
 /// What all connections share.
@@ -180,6 +196,8 @@ struct Shared {
     reloading: Mutex<()>,
     /// Places for connections.
     places: Arc<Semaphore>,
+    /// The same, by address.
+    places_of_one: Places,
     /// One task for each connection, and for each after a switch of protocols.
     tasks: TaskTracker,
     /// No new connections; answers close theirs.
@@ -205,6 +223,7 @@ impl Router {
             control,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
+            places_of_one: Places::new(limits.connections_of_one),
             limits,
             table: ArcSwap::default(),
             reloading: Mutex::default(),
@@ -226,6 +245,7 @@ impl Router {
             () = accept::serve(&self.shared, listeners, &shutdown) => {}
             () = keep_house(Handle { shared: Arc::clone(&self.shared) }) => {}
         }
+        Handle { shared: self.shared }.note_requests().await;
     }
 }
 
@@ -234,6 +254,8 @@ async fn keep_house(handle: Handle) {
     let mut tick = tokio::time::interval(handle.shared.timeouts.tick);
     tick.reset();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut requests = tokio::time::interval(REQUESTS_TICK);
+    requests.reset();
     loop {
         tokio::select! {
             _ = tick.tick() => {
@@ -241,6 +263,7 @@ async fn keep_house(handle: Handle) {
                     tracing::error!(error = %err, "Could not rebuild the route table; the old one stays");
                 }
             }
+            _ = requests.tick() => handle.note_requests().await,
             _ = sweep.tick() => handle.shared.table.load().upstreams().for_each(|upstream| upstream.sweep()),
         }
     }
@@ -258,6 +281,20 @@ impl Handle {
         let table = RouteTable::build(&routes, &previous, &self.shared.store_dir);
         self.shared.table.store(Arc::new(table));
         Ok(())
+    }
+
+    /// Writes down which targets were asked for since the last time. What cannot be written is kept for the next.
+    pub async fn note_requests(&self) {
+        let table = self.shared.table.load_full();
+        let asked = table.take_asked();
+        if asked.is_empty() {
+            return;
+        }
+        let targets: Vec<_> = asked.iter().copied().collect();
+        if let Err(err) = self.shared.source.note_requests(&targets).await {
+            table.put_back(&asked);
+            tracing::warn!(error = %chain(&err), "Could not write down which services and sites were asked for");
+        }
     }
 
     /// Lets no new request into `deployment`, and returns when none is left in it; what is left at `deadline` is
@@ -303,13 +340,18 @@ async fn dispatch(
         && control_host.as_str() == host
     {
         parts.extensions.insert(FromOutside { peer: visitor.peer });
+        // What the visitor says of himself in headers counts for nothing.
+        parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
         let (body, _) = RequestBody::new(body, shared.timeouts.idle);
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let Ok(response) = control.clone().oneshot(request).await;
         return Ok(response.map(Body::Control));
     }
     for _ in 0..CLAIMS {
-        let entry = shared.table.load().find(host).cloned();
+        let entry = shared.table.load().find(host).map(|(entry, seen)| {
+            seen.note();
+            entry.clone()
+        });
         let upstream = match entry {
             None => return Err(Problem::UnknownHost),
             Some(Entry::Site(site)) => return site.answer(&parts).await,
