@@ -1,7 +1,7 @@
 //! Who sent deliveries that no forge of ours signed: each source has an allowance of them, refilled as time passes.
 //!
-//! What is over the allowance is refused more cheaply and without a word in the log; good deliveries are neither
-//! counted nor held up.
+//! What is over the allowance is refused more cheaply, and the log tells of it once in a while; good deliveries are
+//! neither counted nor held up.
 //!
 //! **Invariant:** memory is bounded: when more sources than [`SOURCES_MAX`] offend at once, the rest share one entry.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const ALLOWANCE: u32 = 20;
 /// After how long one of them is forgiven.
 const REFILL: Duration = Duration::from_secs(3);
-/// How often the log tells of one source.
+/// How often the log tells of one source that has used its allowance up, until all is forgiven.
 const LOG_PERIOD: Duration = Duration::from_secs(60);
 /// How often entries that are over are looked for when there is no room.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -78,6 +78,8 @@ struct Entry {
     clean_at: Instant,
     logged_at: Instant,
     untold: u64,
+    /// Whether the allowance has been used up since the source was clean.
+    is_flood: bool,
 }
 
 impl Entry {
@@ -133,7 +135,7 @@ impl Offenders {
         {
             return entry.enter(now, cost);
         }
-        let entry = Entry { clean_at: now + cost, logged_at: now, untold: 0 };
+        let entry = Entry { clean_at: now + cost, logged_at: now, untold: 0, is_flood: false };
         if state.known.len() < SOURCES_MAX {
             state.known.insert(source, entry);
         } else {
@@ -146,10 +148,12 @@ impl Offenders {
 impl Entry {
     fn enter(&mut self, now: Instant, cost: Duration) -> Charge {
         let limited = self.limited(now);
+        self.is_flood = limited.is_some() || (self.is_flood && self.clean_at > now);
         if limited.is_none() {
             self.clean_at = self.clean_at.max(now) + cost;
         }
-        if now.saturating_duration_since(self.logged_at) >= LOG_PERIOD {
+        let is_told = !self.is_flood && !cost.is_zero();
+        if is_told || now.saturating_duration_since(self.logged_at) >= LOG_PERIOD {
             self.logged_at = now;
             return Charge { limited, log: Some(std::mem::take(&mut self.untold)) };
         }
@@ -204,17 +208,18 @@ mod tests {
     }
 
     #[test]
-    fn the_log_tells_once_a_period_of_a_source_and_how_many_it_kept_to_itself() {
+    fn the_log_tells_of_each_offence_within_the_allowance_and_of_a_flood_once_a_period() {
         let (offenders, now) = (Offenders::default(), Instant::now());
         let bad = source("192.0.2.1");
-        assert_eq!(offenders.charge(bad, now).log, Some(0));
-        assert_eq!(offenders.mention(bad, now), None);
-        for n in 0..500 {
-            assert_eq!(offenders.charge(bad, now + Duration::from_millis(n)).log, None);
-        }
+        let ten_a_second = (0..1200).map(|n| now + Duration::from_millis(100) * n);
+        let told: Vec<_> = ten_a_second.filter_map(|at| offenders.charge(bad, at).log).collect();
+        let (first, later) = told.split_at(20);
+        assert!(first.iter().all(|&untold| untold == 0), "{told:?}");
+        assert_eq!(later, [599], "those of a minute");
+        assert_eq!(offenders.mention(bad, now + Duration::from_secs(120)), None);
         assert_eq!(offenders.charge(source("192.0.2.2"), now).log, Some(0));
-        assert_eq!(offenders.charge(bad, now + LOG_PERIOD).log, Some(501));
-        assert_eq!(offenders.charge(bad, now + LOG_PERIOD).log, None);
+        let forgiven = now + Duration::from_secs(300);
+        assert!(offenders.charge(bad, forgiven).log.is_some() && offenders.charge(bad, forgiven).log == Some(0));
     }
 
     #[test]
@@ -226,7 +231,7 @@ mod tests {
         for n in 0..10 * first {
             lines += u32::from(offenders.charge(nth(n), now).log.is_some());
         }
-        assert_eq!(lines, first + 1, "one line for all the others");
+        assert_eq!(lines, first + ALLOWANCE, "all the others are told of as one");
         assert!(offenders.limited(nth(u32::MAX), now).is_some(), "the others share one allowance");
         assert_eq!(offenders.limited(nth(0), now), None, "who has an entry keeps it");
         assert_eq!(offenders.0.lock().unwrap().known.len(), SOURCES_MAX);
