@@ -37,6 +37,10 @@ const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a job may take: longer than any unit of ours may take to start or stop.
 const JOB_MAX: Duration = Duration::from_secs(60);
+/// How long processes that systemd has killed may take to be gone.
+const DYING_MAX: Duration = Duration::from_secs(5);
+/// How often they are looked for.
+const DYING_PAUSE: Duration = Duration::from_millis(5);
 /// How long the bus may be away before callers are told.
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -230,11 +234,21 @@ impl Systemd {
             UnitState::Dead { .. } | UnitState::Absent => {}
             other => return Err(JobError::StillThere(other).into()),
         }
-        match link.manager.get_unit_processes(unit.as_str()).await {
-            Ok(processes) if processes.is_empty() => Ok(()),
-            Ok(processes) => Err(JobError::ProcessesLeft(processes.iter().map(|process| process.1).collect()).into()),
-            Err(error) if is(&error, NO_SUCH_UNIT) => Ok(()),
-            Err(error) => Err(error.into()),
+        let deadline = Instant::now() + DYING_MAX;
+        loop {
+            let left = match link.manager.get_unit_processes(unit.as_str()).await {
+                Ok(processes) => processes.iter().map(|process| process.1).collect::<Vec<_>>(),
+                Err(error) if is(&error, NO_SUCH_UNIT) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            if left.is_empty() {
+                return Ok(());
+            }
+            // systemd has killed them, and does not wait for those that are not its children.
+            if Instant::now() >= deadline {
+                return Err(JobError::ProcessesLeft(left).into());
+            }
+            sleep(DYING_PAUSE).await;
         }
     }
 
