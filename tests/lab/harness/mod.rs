@@ -281,11 +281,15 @@ impl Lab {
         machine::kennel_journal(&self.cursor).await
     }
 
+    /// The argument that has `journalctl` begin with this test.
+    pub(crate) fn after(&self) -> String {
+        format!("--after-cursor={}", self.cursor)
+    }
+
     /// What anybody wrote to the journal in this test, with all its fields.
     pub(crate) async fn everything_journalled(&self) -> String {
         machine::ok("journalctl", &["--sync"]).await;
-        let after = format!("--after-cursor={}", self.cursor);
-        machine::ok("journalctl", &["--quiet", "--no-pager", "--output=verbose", "--all", &after]).await
+        machine::ok("journalctl", &["--quiet", "--no-pager", "--output=verbose", "--all", &self.after()]).await
     }
 
     /// Has kennel tear everything down, and looks whether anything is left (promise 5).
