@@ -73,7 +73,13 @@ pub(crate) const CASES: &[Case] = &[
     case("latency at 5,000/s", Figure::Latency, What::One, 64, Manner::Rate(5000)),
     case("static 1 KiB", Figure::Requests, What::Site("/small.css", "", 200), 64, Manner::Keep),
     case("static 304", Figure::Requests, What::Site("/small.css", "If-None-Match: *\r\n", 304), 64, Manner::Keep),
-    case("static range", Figure::Requests, What::Site("/large.js", "Range: bytes=1000-1999\r\n", 206), 64, Manner::Keep),
+    case(
+        "static range",
+        Figure::Requests,
+        What::Site("/large.js", "Range: bytes=1000-1999\r\n", 206),
+        64,
+        Manner::Keep,
+    ),
     case("static 100 KiB", Figure::Requests, What::Site("/large.js", "", 200), 64, Manner::Keep),
     case("idle connection", Figure::Idle, What::One, IDLE, Manner::Keep),
 ];

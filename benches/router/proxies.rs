@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::process::{Child, Command};
 
+use crate::file;
 use crate::kennel::{SITE_HOST, Site, host};
 use crate::upstream::Upstream;
-use crate::file;
 
 /// A program that can be measured.
 #[derive(Debug)]
@@ -187,10 +187,7 @@ fn haproxy(setting: &Setting<'_>) -> String {
     );
     for (number, upstream) in setting.upstream.ports.iter().enumerate() {
         _ = writeln!(map, "{} u{number}", host(number));
-        _ = writeln!(
-            text,
-            "backend u{number}\n  server s 127.0.0.1:{upstream} pool-max-conn 128 pool-purge-delay 4s"
-        );
+        _ = writeln!(text, "backend u{number}\n  server s 127.0.0.1:{upstream} pool-max-conn 128 pool-purge-delay 4s");
     }
     // Nothing else reads it, and a configuration without it does not start.
     _ = std::fs::write(file(setting.directory, "hosts.map"), map);

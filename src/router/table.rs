@@ -32,13 +32,14 @@ impl RouteTable {
     ///
     /// What serves the same deployment at the same place is carried over from `previous`, so that its
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
-    pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path) -> Self {
+    /// `lanes` is how many threads keep connections.
+    pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path, lanes: usize) -> Self {
         let mut kept: Vec<Arc<Upstream>> = previous.upstreams.iter().filter_map(Weak::upgrade).collect();
         let mut sites: Vec<Arc<Site>> = previous.sites().cloned().collect();
         let mut hosts = HashMap::with_capacity(routes.len());
         for route in routes {
             let entry = match &route.destination {
-                Destination::Service { port, .. } => Entry::Service(service(&mut kept, route.deployment, *port)),
+                Destination::Service { port, .. } => Entry::Service(service(&mut kept, route.deployment, *port, lanes)),
                 Destination::Site { root, spa } => Entry::Site(site(&mut sites, root, *spa, store_dir)),
             };
             hosts.insert(route.host.as_str().into(), entry);
@@ -69,12 +70,12 @@ impl RouteTable {
     }
 }
 
-fn service(kept: &mut Vec<Arc<Upstream>>, deployment: DeploymentId, port: Port) -> Arc<Upstream> {
+fn service(kept: &mut Vec<Arc<Upstream>>, deployment: DeploymentId, port: Port, lanes: usize) -> Arc<Upstream> {
     let same = |up: &&Arc<Upstream>| up.deployment() == deployment && up.port() == port && !up.is_closed();
     if let Some(upstream) = kept.iter().find(same) {
         return Arc::clone(upstream);
     }
-    let upstream = Arc::new(Upstream::new(deployment, port));
+    let upstream = Arc::new(Upstream::new(deployment, port, lanes));
     kept.push(Arc::clone(&upstream));
     upstream
 }
@@ -102,7 +103,7 @@ mod tests {
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {
-        RouteTable::build(routes, previous, Path::new("/nix/store"))
+        RouteTable::build(routes, previous, Path::new("/nix/store"), 2)
     }
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {
@@ -153,7 +154,7 @@ mod tests {
     async fn a_drained_upstream_is_not_carried_over() {
         let rows = [route("a.example", 1, 18000)];
         let first = build(&rows, &RouteTable::default());
-        upstream(&first, "a.example").drain(std::time::Duration::ZERO).await;
+        upstream(&first, "a.example").drain(std::time::Duration::ZERO, || ()).await;
         let second = build(&rows, &first);
         assert!(upstream(&first, "a.example").claim().is_none());
         assert!(upstream(&second, "a.example").claim().is_some());

@@ -1,5 +1,6 @@
 //! One exchange with a service, as it should pass through.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicUsize;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -291,7 +292,9 @@ async fn connections_to_a_service_are_used_again() {
         }
     })
     .await;
-    let front = Front::start(service.route(1)).await;
+    // Each of the router's threads keeps connections of its own.
+    let config = RouterConfig { workers: NonZeroUsize::MIN, ..RouterConfig::default() };
+    let front = Front::with(config, service.route(1)).await;
     for _ in 0..50 {
         assert_eq!(front.get("/", "").await.status, 200);
         assert_eq!(front.ask("POST", "/", "Content-Length: 0\r\n").await.status, 200);
