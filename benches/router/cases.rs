@@ -12,7 +12,7 @@ use crate::proxies::{Kind, Proxy};
 /// How long the visitors run before the measurement begins.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// How many connections idle for [`Figure::Idle`], and for how long before memory is read.
-const IDLE: usize = 8000;
+const IDLE: usize = 5000;
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// Which figure counts.

@@ -19,17 +19,14 @@ pub(crate) fn pin_self(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).context("cannot keep to one core: are there two?")
 }
 
-/// The CPU time of a process with all its threads so far, in seconds.
-///
-/// `schedstat` counts nanoseconds, where `stat` counts hundredths of a second.
+/// The CPU time of a process so far, with all threads it has had, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let mut nanoseconds = 0.0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("the proxy is gone")? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let on_cpu = text.split(' ').next().context("an empty schedstat")?;
-        nanoseconds += on_cpu.parse::<f64>()?;
-    }
-    Ok(nanoseconds / 1e9)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the proxy is gone")?;
+    // The program's name may contain spaces; what follows its parenthesis begins with the third field.
+    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
+    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    // The kernel shows hundredths of a second, whatever it counts in.
+    Ok(ticks / 100.0)
 }
 
 /// The memory of a process that is its own and in use, in KiB.

@@ -172,9 +172,9 @@ fn nginx(setting: &Setting<'_>) -> String {
 fn haproxy(setting: &Setting<'_>) -> String {
     let mut map = String::new();
     let mut text = format!(
-        "global\n  nbthread 1\n  maxconn 19000\n  tune.maxpollevents 200\n\
+        "global\n  nbthread 1\n  maxconn 7800\n  tune.maxpollevents 200\n\
          defaults\n  mode http\n  timeout connect 2s\n  timeout client 60s\n  timeout server 60s\n\
-         \x20 timeout http-keep-alive 600s\n  timeout http-request 10s\n  timeout tunnel 1h\n  maxconn 19000\n\
+         \x20 timeout http-keep-alive 600s\n  timeout http-request 10s\n  timeout tunnel 1h\n  maxconn 7800\n\
          \x20 option forwardfor\n  option splice-auto\n  http-reuse safe\n  retries 1\n\
          frontend front\n  bind 127.0.0.1:{port} backlog 4096\n\
          \x20 http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n\

@@ -23,8 +23,6 @@ use super::headers::Origin;
 use super::watch::{Moment, Watch};
 use super::{Shared, Stage, dispatch};
 
-/// How long a connection idles before its buffers are given back.
-const PARK_AFTER: Duration = Duration::from_secs(1);
 /// The most that is read of a request before buffers are made for it.
 const FIRST: usize = 1024;
 
@@ -181,7 +179,8 @@ fn still(shared: &Shared, visitor: &Visitor, stage: Stage) -> Still {
         return Still::Over;
     }
     let Some(since) = visitor.waits_since() else { return Still::Waiting };
-    let (now, over, idle) = (Moment::now(), since.after(shared.timeouts.request_header), since.after(PARK_AFTER));
+    let (now, over, idle) =
+        (Moment::now(), since.after(shared.timeouts.request_header), since.after(shared.timeouts.park));
     if now >= over {
         Still::Over
     } else if now >= idle {

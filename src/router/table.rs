@@ -34,17 +34,26 @@ impl RouteTable {
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
     /// `lanes` is how many threads keep connections.
     pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path, lanes: usize) -> Self {
-        let mut kept: Vec<Arc<Upstream>> = previous.upstreams.iter().filter_map(Weak::upgrade).collect();
         let mut sites: Vec<Arc<Site>> = previous.sites().cloned().collect();
         let mut hosts = HashMap::with_capacity(routes.len());
+        // Those whose drain has begun are carried along only to be found.
+        let (closed, open): (Vec<_>, Vec<_>) = previous.upstreams().partition(|upstream| upstream.is_closed());
+        let place = |upstream: Arc<Upstream>| ((upstream.deployment(), upstream.port()), upstream);
+        let mut open: HashMap<(DeploymentId, Port), Arc<Upstream>> = open.into_iter().map(place).collect();
         for route in routes {
             let entry = match &route.destination {
-                Destination::Service { port, .. } => Entry::Service(service(&mut kept, route.deployment, *port, lanes)),
+                Destination::Service { port, .. } => {
+                    let upstream = open
+                        .entry((route.deployment, *port))
+                        .or_insert_with(|| Arc::new(Upstream::new(route.deployment, *port, lanes)));
+                    Entry::Service(Arc::clone(upstream))
+                }
                 Destination::Site { root, spa } => Entry::Site(site(&mut sites, root, *spa, store_dir)),
             };
             hosts.insert(route.host.as_str().into(), entry);
         }
-        Self { hosts, upstreams: kept.iter().map(Arc::downgrade).collect() }
+        let upstreams = open.values().chain(&closed).map(Arc::downgrade).collect();
+        Self { hosts, upstreams }
     }
 
     /// What answers for `host`, a name in lower case without port or trailing dot.
@@ -68,16 +77,6 @@ impl RouteTable {
             Entry::Service(_) => None,
         })
     }
-}
-
-fn service(kept: &mut Vec<Arc<Upstream>>, deployment: DeploymentId, port: Port, lanes: usize) -> Arc<Upstream> {
-    let same = |up: &&Arc<Upstream>| up.deployment() == deployment && up.port() == port && !up.is_closed();
-    if let Some(upstream) = kept.iter().find(same) {
-        return Arc::clone(upstream);
-    }
-    let upstream = Arc::new(Upstream::new(deployment, port, lanes));
-    kept.push(Arc::clone(&upstream));
-    upstream
 }
 
 fn site(known: &mut Vec<Arc<Site>>, root: &StorePath, spa: bool, store_dir: &Path) -> Arc<Site> {

@@ -86,7 +86,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When what is there cannot be part of a body.
-    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Piece>, Malformed> {
+    pub(in crate::router) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Piece>, Malformed> {
         loop {
             match self.0 {
                 State::Over => return Ok(Some(Piece::End)),
@@ -136,7 +136,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the body is not over.
-    pub(super) fn close(&mut self) -> Result<(), Malformed> {
+    pub(in crate::router) fn close(&mut self) -> Result<(), Malformed> {
         if !matches!(self.0, State::UntilClose | State::Over) {
             return Err(Malformed("the body broke off"));
         }

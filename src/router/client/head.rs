@@ -32,7 +32,7 @@ impl AnswerHead {
     ///
     /// # Errors
     /// When what is there is no head, whatever may follow.
-    pub(super) fn take(buffer: &mut BytesMut, method: &Method) -> Result<Option<Self>, Malformed> {
+    pub(in crate::router) fn take(buffer: &mut BytesMut, method: &Method) -> Result<Option<Self>, Malformed> {
         let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
         let mut answer = httparse::Response::new(&mut []);
         let parsed =

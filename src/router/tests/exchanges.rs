@@ -304,6 +304,62 @@ async fn connections_to_a_service_are_used_again() {
 }
 
 #[tokio::test]
+async fn what_follows_an_answer_unasked_is_no_answer_to_the_next_request() {
+    for gap in [Duration::ZERO, Duration::from_millis(30)] {
+        let service = Service::raw(move |mut stream, _| async move {
+            reply(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            tokio::time::sleep(gap).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let front = Front::start(service.route(1)).await;
+        for _ in 0..5 {
+            assert_eq!(front.get("/", "").await.text(), "ok");
+            tokio::time::sleep(gap * 3).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_the_request_has_ended_is_passed_on() {
+    let service = Service::raw(|mut stream, _| async move {
+        reply(&mut stream, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
+        let _ = stream.read(&mut [0; 1]).await;
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nbegin")).await;
+    let answer = raw.answer().await;
+    assert_eq!((answer.status, answer.text()), (413, "big"));
+}
+
+#[tokio::test]
+async fn both_ways_go_on_at_once() {
+    let service = Service::raw(|mut stream, _| async move {
+        reply(&mut stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        // Says back each byte of the body, chunk by chunk, and ends with it.
+        for _ in 0..3 {
+            let byte = stream.read_u8().await.unwrap();
+            stream.write_all(&[b"1\r\n", &[byte][..], b"\r\n"].concat()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 3\r\n\r\n")).await;
+    raw.until("\r\n\r\n").await;
+    for byte in ["a", "b", "c"] {
+        raw.send(byte).await;
+        assert_eq!(raw.until("\r\n").await, "1\r\n");
+        assert_eq!(raw.until("\r\n").await, format!("{byte}\r\n"));
+    }
+    raw.until("0\r\n\r\n").await;
+}
+
+#[tokio::test]
 async fn a_websocket_passes_both_ways() {
     let service = websockets().await;
     let front = Front::start(service.route(1)).await;
