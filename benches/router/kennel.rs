@@ -1,6 +1,7 @@
 //! kennel's side: a database with 1,000 routes, and its router on it, as the daemon runs it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -110,6 +111,7 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
         let store = Store::open(&file(directory, "kennel.db")).await?;
         let config = RouterConfig {
             store_dir: file(directory, "store"),
+            workers: NonZeroUsize::MIN,
             limits: Limits { connections: 16_384, ..Limits::default() },
             // Connections that idle are to be measured, not closed.
             timeouts: Timeouts { request_header: std::time::Duration::from_secs(600), ..Timeouts::default() },
