@@ -160,7 +160,7 @@ fn nginx(setting: &Setting<'_>) -> String {
     for (number, upstream) in setting.upstream.ports.iter().enumerate() {
         _ = writeln!(
             text,
-            "upstream u{number} {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 100000000; \
+            "upstream u{number} {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 100000000; \
              keepalive_timeout 4s; }}\n\
              server {{ listen 127.0.0.1:{port}; server_name {}; location / {{ proxy_pass http://u{number}; }} }}",
             host(number)
@@ -187,7 +187,7 @@ fn haproxy(setting: &Setting<'_>) -> String {
     );
     for (number, upstream) in setting.upstream.ports.iter().enumerate() {
         _ = writeln!(map, "{} u{number}", host(number));
-        _ = writeln!(text, "backend u{number}\n  server s 127.0.0.1:{upstream} pool-max-conn 128 pool-purge-delay 4s");
+        _ = writeln!(text, "backend u{number}\n  server s 127.0.0.1:{upstream} pool-max-conn 1024 pool-purge-delay 4s");
     }
     // Nothing else reads it, and a configuration without it does not start.
     _ = std::fs::write(file(setting.directory, "hosts.map"), map);
@@ -205,7 +205,7 @@ fn caddy(setting: &Setting<'_>) -> String {
         _ = writeln!(
             text,
             "http://{}:{port} {{\n bind 127.0.0.1\n reverse_proxy 127.0.0.1:{upstream} {{\n \
-             transport http {{\n keepalive 4s\n keepalive_idle_conns_per_host 128\n }}\n }}\n}}",
+             transport http {{\n keepalive 4s\n keepalive_idle_conns_per_host 1024\n }}\n }}\n}}",
             host(number)
         );
     }

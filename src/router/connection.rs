@@ -120,8 +120,8 @@ where
         Io { stream, first: Bytes::new(), visitor: Arc::clone(&visitor), limit: shared.timeouts.idle, stalled: None };
     loop {
         let service = service_fn(|request| {
-            let (shared, visitor) = (Arc::clone(&shared), Arc::clone(&visitor));
-            async move { Ok::<_, Infallible>(dispatch::answer(&shared, visitor, request).await) }
+            let answering = dispatch::answer(&shared, &visitor, request);
+            async move { Ok::<_, Infallible>(answering.await) }
         });
         // In a box, so that nothing of it is left once it is parked.
         let mut http = Box::new(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
@@ -129,7 +129,7 @@ where
         let idle = poll_fn(|cx| {
             visitor.watch.register(cx);
             // A request that has arrived is taken before the connection is told to close.
-            while let Poll::Pending = Pin::new(&mut *http).poll(cx).map(|ended| note_end(&visitor, ended)) {
+            while Pin::new(&mut *http).poll(cx).map(|ended| note_end(&visitor, ended)).is_pending() {
                 let stage = shared.stage();
                 if stage >= Stage::Closing && !closing {
                     closing = true;

@@ -18,22 +18,40 @@ use super::Timeouts;
 use super::body::{Body, UpstreamBody};
 use super::client::{AnswerHead, Call, Failure, Framing, Repeatable, Sending, Upload, Waiting, Wire};
 use super::connection::Visitor;
-use super::headers;
+use super::headers::{self, Origin};
 use super::pages::Problem;
 use super::upstream::{Certainty, Claim};
 use super::watch::Moment;
 
-/// What a visitor asks of a service.
+/// What a visitor asks of a service, written out as the service is to see it.
 #[derive(Debug)]
-pub(super) struct Exchange<'a> {
-    /// The head, as the visitor sent it.
-    pub(super) parts: &'a Parts,
-    /// The host it is for.
-    pub(super) host: &'a str,
-    /// The body.
-    pub(super) body: Incoming,
+pub(super) struct Exchange {
+    method: Method,
+    sending: Sending,
+    /// Whether the service may be asked twice.
+    repeatable: Repeatable,
     /// The protocol the visitor wants to switch to.
-    pub(super) upgrade: Option<HeaderValue>,
+    upgrade: Option<HeaderValue>,
+}
+
+impl Exchange {
+    /// What the visitor described by `origin` asks of `host`. Holds nothing of the head's memory but a protocol's name.
+    pub(super) fn new(parts: &Parts, host: &str, origin: &Origin, body: Incoming) -> Self {
+        let upload = upload(parts, body);
+        // An upgrade with a body would leave open where the body ends and the new protocol begins.
+        let upgrade = headers::upgrade(parts).filter(|_| upload.is_none());
+        let framing = upload.as_ref().map_or_else(|| no_body(parts), Upload::framing);
+        let head = headers::request_head(parts, host, origin, framing, upgrade.as_ref());
+        let method = parts.method.clone();
+        let safe = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS) && upload.is_none();
+        let repeatable = if safe { Repeatable::Yes } else { Repeatable::No };
+        Self { method, sending: Sending::new(head, upload), repeatable, upgrade }
+    }
+
+    /// Whether the connection may have to be taken from hyper.
+    pub(super) fn wants_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
 }
 
 /// What came of it.
@@ -64,37 +82,29 @@ pub(super) struct Switch {
 /// When there is no answer to pass on.
 pub(super) async fn forward(
     claim: Claim,
-    exchange: Exchange<'_>,
+    exchange: Exchange,
     visitor: &Visitor,
     timeouts: &Timeouts,
 ) -> Result<Outcome, Problem> {
-    let Exchange { parts, host, body, upgrade } = exchange;
-    let method = &parts.method;
-    let upload = upload(parts, body);
-    // An upgrade with a body would leave open where the body ends and the new protocol begins.
-    let upgrade = upgrade.filter(|_| upload.is_none());
-    let framing = upload.as_ref().map_or_else(|| no_body(parts), Upload::framing);
-    let head = headers::request_head(parts, host, &visitor.origin, framing, upgrade.as_ref());
-    let safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) && upload.is_none();
-    let (repeatable, certainty) =
-        if safe { (Repeatable::Yes, Certainty::Likely) } else { (Repeatable::No, Certainty::Certain) };
-
+    let Exchange { method, sending, repeatable, upgrade } = exchange;
+    let certainty = match repeatable {
+        Repeatable::Yes => Certainty::Likely,
+        Repeatable::No => Certainty::Certain,
+    };
     let (wire, reused) = match claim.reuse(visitor.lane, certainty) {
         Some(wire) => (wire, true),
         None => (connect(&claim, timeouts).await?, false),
     };
-    let mut call = Call::new(wire, method.clone(), Sending::new(head, upload));
+    let mut call = Call::new(wire, method, sending);
     let mut outcome = answer_head(&claim, &mut call, visitor, timeouts).await;
     if matches!(outcome, Err(Fault::Service(Failure::Lost))) && reused {
         // The service had closed the idle connection. Only what it cannot have acted upon, or what may be
         // repeated, is sent again: once, and over a connection that has not been idle.
-        if let Some(sending) = call.again(repeatable) {
-            let wire = connect(&claim, timeouts).await?;
-            call = Call::new(wire, method.clone(), sending);
-            outcome = answer_head(&claim, &mut call, visitor, timeouts).await;
-        } else {
+        let Some((method, sending)) = call.again(repeatable) else {
             return Err(problem(&claim, Fault::Service(Failure::Lost)));
-        }
+        };
+        call = Call::new(connect(&claim, timeouts).await?, method, sending);
+        outcome = answer_head(&claim, &mut call, visitor, timeouts).await;
     }
     let head = outcome.map_err(|fault| problem(&claim, fault))?;
     answer(head, call, claim, upgrade, visitor, timeouts)

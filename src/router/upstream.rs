@@ -16,8 +16,8 @@ use crate::model::{DeploymentId, Port};
 
 /// How long a connection may idle. Node closes after 5 s, and no request may meet that.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
-/// How many idle connections each thread keeps.
-const IDLE_MAX: usize = 128;
+/// How many idle connections each thread keeps. What is more than the visitors need goes with [`IDLE_LIMIT`].
+const IDLE_MAX: usize = 1024;
 /// How long a drain waits, after the cut, for what was cut to let go.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 

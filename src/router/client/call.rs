@@ -79,8 +79,11 @@ impl Call {
     }
 
     /// The request for another try, if the service cannot have acted upon it, or may act upon it twice.
-    pub(in crate::router) fn again(self, repeatable: Repeatable) -> Option<Sending> {
-        if self.heard { None } else { self.sending.again(repeatable) }
+    pub(in crate::router) fn again(self, repeatable: Repeatable) -> Option<(Method, Sending)> {
+        if self.heard {
+            return None;
+        }
+        Some((self.method, self.sending.again(repeatable)?))
     }
 
     /// Goes on to the body that `head` announces.
