@@ -4,6 +4,8 @@
 //! 1,000 hosts in the table, in interleaved rounds, and prints medians. The figure to compare is the proxy's CPU time
 //! for 100,000 requests: throughput on a shared machine depends on what else runs.
 
+#![expect(clippy::print_stdout, reason = "the table is what this is for")]
+
 mod cases;
 mod kennel;
 mod load;
@@ -72,7 +74,7 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
     for kind in proxies::KINDS.iter().filter(|kind| wanted(&options.proxies, kind.name)) {
         match Proxy::start(kind, directory.path(), &upstream, &site).await {
             Ok(Some(proxy)) => proxies.push(proxy),
-            Ok(None) => println!("{} is not installed", kind.name),
+            Ok(None) => eprintln!("{} is not installed", kind.name),
             Err(err) => return Err(err.context(format!("cannot start {}", kind.name))),
         }
     }

@@ -27,6 +27,7 @@ use super::{FromOutside, Shared, Stage, headers, tunnel};
 const CLAIMS: usize = 8;
 
 /// What has been made of a request's head.
+#[expect(clippy::large_enum_variant, reason = "nearly all requests are for services: a box would cost each of them")]
 enum Begun {
     /// Nothing will answer it.
     Refused(Problem),

@@ -48,7 +48,7 @@ pub struct Timeouts {
     pub upgraded_idle: Duration,
     /// From a visitor's connecting, or the end of the last answer, to the end of a request's head: 10 s.
     pub request_header: Duration,
-    /// How long a connection idles before its buffers are given back: 1 s.
+    /// How long a connection idles before its buffers are given back: 250 ms.
     pub park: Duration,
     /// At the end: how long open connections still get answers as usual: 300 ms.
     pub lame_duck: Duration,
@@ -67,7 +67,7 @@ impl Default for Timeouts {
             streaming_idle: Duration::from_secs(3600),
             upgraded_idle: Duration::from_secs(3600),
             request_header: Duration::from_secs(10),
-            park: Duration::from_secs(1),
+            park: Duration::from_millis(250),
             lame_duck: Duration::from_millis(300),
             finish: Duration::from_secs(30),
             tick: Duration::from_secs(30),
