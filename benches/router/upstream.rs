@@ -12,7 +12,7 @@ use crate::HOSTS;
 
 /// What a request for `/big` is answered with.
 pub(crate) const BIG: usize = 100_000_000;
-/// Ports that a deployment may have.
+/// Ports that a deployment may have; the highest are taken, since kennel gives out the lowest first.
 const PORTS: std::ops::RangeInclusive<u16> = 18000..=19999;
 
 /// The ports, one for each host.
@@ -23,7 +23,7 @@ pub(crate) struct Upstream {
 /// Answers on as many free ports as there are hosts, from a thread of its own, for as long as the process lives.
 pub(crate) fn start() -> anyhow::Result<Upstream> {
     let mut listeners = Vec::new();
-    for port in PORTS {
+    for port in PORTS.rev() {
         if listeners.len() < HOSTS
             && let Ok(listener) = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         {
