@@ -193,3 +193,51 @@ fn trailers(buffer: &mut BytesMut) -> Result<Option<HeaderMap>, Malformed> {
     buffer.advance(length);
     Ok(Some(trailers))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The body that `bytes` are, if they are one and the connection is closed after them.
+    fn chunked(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let (mut decoder, mut buffer, mut body) = (Decoder::chunked(), BytesMut::from(bytes), Vec::new());
+        loop {
+            match decoder.next(&mut buffer)? {
+                Some(Piece::Data(data)) => body.extend_from_slice(&data),
+                Some(Piece::Trailers(_)) => {}
+                Some(Piece::End) => return Ok(body),
+                None => decoder.close()?,
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_add_up() {
+        for text in ["3\r\nabc\r\n0\r\n\r\n", "01;x=y\r\na\r\n2 \r\nbc\r\n0\r\nA: b\r\n\r\n"] {
+            assert_eq!(chunked(text.as_bytes()).as_deref(), Ok(&b"abc"[..]), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_as_other_chunks_is_refused() {
+        for text in [
+            "3\r\nabcXX0\r\n\r\n",
+            "3\r\nabc\n\n0\r\n\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "3\nabc\r\n0\r\n\r\n",
+            "+3\r\nabc\r\n0\r\n\r\n",
+            "0x3\r\nabc\r\n0\r\n\r\n",
+            "-3\r\nabc\r\n0\r\n\r\n",
+            "\r\n3\r\nabc\r\n0\r\n\r\n",
+            "3 4\r\nabc\r\n0\r\n\r\n",
+            "3;\0\r\nabc\r\n0\r\n\r\n",
+            "10000000000000003\r\nabc\r\n0\r\n\r\n",
+            "3\r\nabc\r\n0\r\nA : b\r\n\r\n",
+            "3\r\nabc\r\n0\r\n",
+            "3\r\nabc\r\n",
+            "3\r\nab",
+        ] {
+            assert!(chunked(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
+}

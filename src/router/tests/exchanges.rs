@@ -305,14 +305,23 @@ async fn connections_to_a_service_are_used_again() {
 
 #[tokio::test]
 async fn what_follows_an_answer_unasked_is_no_answer_to_the_next_request() {
-    for gap in [Duration::ZERO, Duration::from_millis(30)] {
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const UNASKED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    // In the same packet, and when the connection is idle already. What comes while the next request is on its way
+    // cannot be told from its answer; it is of the same deployment in any case.
+    for gap in [None, Some(Duration::from_millis(30))] {
         let service = Service::raw(move |mut stream, _| async move {
-            reply(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-            tokio::time::sleep(gap).await;
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await.unwrap();
+            if let Some(gap) = gap {
+                reply(&mut stream, ANSWER).await;
+                tokio::time::sleep(gap).await;
+                stream.write_all(UNASKED.as_bytes()).await.unwrap();
+            } else {
+                reply(&mut stream, [ANSWER, UNASKED].concat()).await;
+            }
             let _ = stream.read_to_end(&mut Vec::new()).await;
         })
         .await;
+        let gap = gap.unwrap_or_default();
         let front = Front::start(service.route(1)).await;
         for _ in 0..5 {
             assert_eq!(front.get("/", "").await.text(), "ok");
