@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
@@ -19,12 +20,13 @@ use tracing::{error, info, warn};
 use crate::api::{self, Api};
 use crate::builder::{self, Builder};
 use crate::config::{self, Config};
+use crate::crash::{self, Point};
 use crate::deployer::{self, Deployer, Interrupt};
-use crate::host::Machine;
 use crate::host::key::HostKey;
 use crate::host::machine::{MachineConfig, SystemdMachine};
+use crate::host::{Machine, disk};
 use crate::model::ProjectName;
-use crate::reconciler::Reconciler;
+use crate::reconciler::{DatabaseKeeper, Reconciler};
 use crate::router::{self, Router};
 use crate::store::{Removal, RunId, Store};
 use crate::telemetry::chain;
@@ -48,6 +50,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         run_dir: RUN_DIR.into(),
         unit_dir: config.systemd.unit_dir.clone(),
         exe: std::env::current_exe().context("cannot find kennel's own program")?,
+        memory_max_bytes: config.builder.memory_max_bytes,
+        tasks_max: config.builder.tasks_max,
         ..MachineConfig::default()
     })
     .await?;
@@ -102,6 +106,7 @@ pub struct Running {
     pub api_addr: SocketAddr,
     shutdown: CancellationToken,
     intake: CancellationToken,
+    reconciler: Reconciler,
     loops: JoinSet<()>,
     surfaces: JoinSet<()>,
     _lock: Flock<File>,
@@ -116,10 +121,12 @@ impl Running {
         let state_dir = config.state_dir.clone();
         tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
         let lock = lock(&state_dir.join("kennel.lock"))?;
+        crash::point(Point::StartLocked);
         let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
         let key = host_key(&state_dir).await?;
-        let store = Store::open(&state_dir.join("kennel.db")).await?;
+        let store = open_store(&state_dir).await?;
         note_projects(&store, &config).await?;
+        crash::point(Point::StartOpened);
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
         let run = RunId::fresh();
@@ -141,6 +148,7 @@ impl Running {
         };
         let app = api::router(Api {
             store: store.clone(),
+            machine: parts.machine.clone(),
             config: shared.clone(),
             logs: state_dir.join("logs"),
             access: Arc::new(operators),
@@ -167,6 +175,7 @@ impl Running {
             run: run.clone(),
             bell: deployer_bell.clone(),
             ended: ended.clone(),
+            databases: Bell::default(),
             interrupt: parts.interrupt,
         };
         let builder = builder::Context {
@@ -197,13 +206,16 @@ impl Running {
             }
         });
         surfaces.spawn(api::serve_unix(unix, app, intake.clone()));
+        crash::point(Point::StartListening);
 
         let reconciler = Reconciler::new(deployer.clone());
         if let Err(err) = reconciler.run_once().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
         }
+        crash::point(Point::StartReconciled);
         let mut loops = JoinSet::new();
-        loops.spawn(reconciler.run(intake.clone()));
+        loops.spawn(reconciler.clone().run(intake.clone()));
+        loops.spawn(DatabaseKeeper::new(deployer.clone()).run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
         info!("kennel serves visitors on {router_addr} and operators on {api_addr}");
@@ -217,6 +229,7 @@ impl Running {
             api_addr,
             shutdown,
             intake,
+            reconciler,
             loops,
             surfaces,
             _lock: lock,
@@ -227,6 +240,15 @@ impl Running {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Does at once what the daemon does every 10 minutes, as of a time.
+    ///
+    /// # Errors
+    /// When rows or machine could not be read.
+    pub async fn upkeep(&self, now: Timestamp) -> anyhow::Result<()> {
+        self.reconciler.upkeep(now).await;
+        self.reconciler.run_once().await
     }
 
     /// Reads the file again; projects and limits change, addresses and directories do not.
@@ -248,10 +270,26 @@ impl Running {
     pub async fn stop(mut self) {
         self.intake.cancel();
         while self.loops.join_next().await.is_some() {}
+        crash::point(Point::StopLoopsEnded);
         self.shutdown.cancel();
         while self.surfaces.join_next().await.is_some() {}
         self.store.close().await;
     }
+}
+
+/// Opens the database. On a full disk that takes what is kept in reserve for it.
+async fn open_store(state_dir: &Path) -> anyhow::Result<Store> {
+    let path = state_dir.join("kennel.db");
+    let refused = match Store::open(&path).await {
+        Ok(store) => return Ok(store),
+        Err(err) => err,
+    };
+    let dir = state_dir.to_owned();
+    match tokio::task::spawn_blocking(move || disk::give_up_reserve(&dir)).await? {
+        Ok(true) => warn!(error = %chain(&refused), "Opening the database with the room kept in reserve"),
+        Ok(false) | Err(_) => return Err(refused.into()),
+    }
+    Ok(Store::open(&path).await?)
 }
 
 /// Notes which projects are configured; the others serve on, unless the operator wants them torn down.

@@ -11,8 +11,8 @@
 //!
 //! | Layer | Modules |
 //! |---|---|
-//! | 0 | [`model`] the vocabulary and every legal change of state |
-//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains |
+//! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] connections per address |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | [`router`] requests to upstreams |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`api`]: the stages, which do not know each other |
@@ -20,9 +20,11 @@
 //! | 6 | [`daemon`] everything, started and stopped in order |
 //! | 7 | [`cli`] one file per command |
 
+pub mod crash;
 pub mod model;
 
 pub mod config;
+pub mod places;
 pub mod telemetry;
 pub mod wake;
 

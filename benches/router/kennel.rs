@@ -112,7 +112,7 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
         let config = RouterConfig {
             store_dir: file(directory, "store"),
             workers: NonZeroUsize::MIN,
-            limits: Limits { connections: 16_384, ..Limits::default() },
+            limits: Limits { connections: 16_384, connections_of_one: 16_384, ..Limits::default() },
             // Connections that idle are to be measured, not closed.
             timeouts: Timeouts { request_header: std::time::Duration::from_secs(600), ..Timeouts::default() },
             ..RouterConfig::default()

@@ -13,6 +13,7 @@ use super::Api;
 use super::extract::{Asked, Segments, flag, id, limit};
 use super::problem::{Advice, ApiError};
 use super::wire::{BuildDetail, CancelAnswer};
+use crate::host::disk::shortage;
 use crate::model::{BuildId, BuildState};
 use crate::store::{BuildView, Scope};
 
@@ -49,7 +50,9 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<BuildView>>, ApiError> {
     let project = api.known_project(query.project.as_deref()).await?;
     let scope = if query.current { Scope::Current } else { Scope::All };
-    Ok(Json(api.store.list_builds(project.as_ref(), scope, query.limit).await?))
+    let mut builds = api.store.list_builds(project.as_ref(), scope, query.limit).await?;
+    api.explain_waiting(&mut builds).await;
+    Ok(Json(builds))
 }
 
 /// `GET /builds/<id>`.
@@ -57,7 +60,8 @@ pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Segments(text): Segments<String>,
 ) -> Result<Json<BuildDetail>, ApiError> {
-    let build = find(&api, id("build", &text)?).await?;
+    let mut build = find(&api, id("build", &text)?).await?;
+    api.explain_waiting(std::slice::from_mut(&mut build)).await;
     let artifacts = api.store.list_artifacts(build.id).await?;
     let deployments = api.store.list_deployments(None, Scope::OfBuild(build.id), u32::MAX).await?;
     let deployments = deployments.into_iter().map(|deployment| api.locate(deployment)).collect();
@@ -90,6 +94,21 @@ pub(super) async fn cancel(
         state = find(&api, build).await?.state;
     }
     Ok((StatusCode::ACCEPTED, Json(CancelAnswer { build, state })))
+}
+
+impl Api {
+    /// Has queued builds say that they wait for room on disk, when they do.
+    async fn explain_waiting(&self, builds: &mut [BuildView]) {
+        if !builds.iter().any(|build| build.state == BuildState::Queued) {
+            return;
+        }
+        // A disk that cannot be looked at is the builder's to complain of.
+        let Ok(spaces) = self.machine.disk_space().await else { return };
+        let Some(shortage) = shortage(&spaces, self.config.load().builder.min_free) else { return };
+        for build in builds.iter_mut().filter(|build| build.state == BuildState::Queued) {
+            build.reason = Some(format!("it waits for room on disk: {shortage}"));
+        }
+    }
 }
 
 /// The build, or a 404.

@@ -47,7 +47,8 @@ pub(super) async fn show(
 ) -> Result<Json<DeploymentDetail>, ApiError> {
     let deployment = find(&api, id("deployment", &text)?).await?;
     let events = api.store.list_events(deployment.id).await?;
-    Ok(Json(DeploymentDetail { info: api.locate(deployment), events }))
+    let secrets = api.store.given_secrets(deployment.id).await?;
+    Ok(Json(DeploymentDetail { info: api.locate(deployment), events, secrets }))
 }
 
 /// `POST /deployments/<id>/teardown`.

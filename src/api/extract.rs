@@ -107,11 +107,11 @@ pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D
     }
 }
 
-/// How many rows to answer with: 1 to 1000.
+/// How many rows to answer with: 1 to 10000.
 pub(super) fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let text = String::deserialize(deserializer)?;
     match text.parse() {
-        Ok(limit @ 1..=1000) => Ok(limit),
-        _ => Err(serde::de::Error::custom(format!("{text:?} is not a number from 1 to 1000"))),
+        Ok(limit @ 1..=10_000) => Ok(limit),
+        _ => Err(serde::de::Error::custom(format!("{text:?} is not a number from 1 to 10000"))),
     }
 }

@@ -12,6 +12,7 @@ pub mod wire;
 mod builds;
 mod deployments;
 mod extract;
+mod gc;
 mod health;
 mod logs;
 mod peer;
@@ -32,15 +33,18 @@ pub use access::{Access, Caller, GROUP};
 pub use serve::{listen_unix, serve_tcp, serve_unix};
 
 use crate::config::Config;
+use crate::host::Machine;
 use crate::store::Store;
 use crate::wake::Bell;
 use problem::ApiError;
 
 /// What the API works with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Api {
     /// The rows.
     pub store: Store,
+    /// The machine: its disk is looked at, and what nothing keeps is freed.
+    pub machine: Arc<dyn Machine>,
     /// The daemon's file; a reload swaps it.
     pub config: Arc<ArcSwap<Config>>,
     /// Where each build has a directory of its logs: `<state_dir>/logs`.
@@ -69,6 +73,7 @@ pub fn router(api: Api) -> Router {
         .route("/deployments/{id}/teardown", post(deployments::teardown))
         .route("/projects", get(projects::list))
         .route("/projects/{name}/deploy", post(projects::deploy))
+        .route("/gc", get(gc::plan).post(gc::free))
         .route("/healthz", get(health::show))
         .fallback(async |request: Request| ApiError::NoPage(format!("`{}`", request.uri().path())))
         .method_not_allowed_fallback(async |request: Request| ApiError::WrongMethod(request.method().to_string()))

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::error;
 
 use super::wire::Problem;
+use crate::host::HostError;
 use crate::store::StoreError;
 use crate::telemetry::chain;
 
@@ -45,8 +46,11 @@ pub enum ApiError {
     #[error("{0}")]
     Conflict(Advice),
     /// The database did not do its part.
-    #[error("the database did not answer")]
+    #[error("{}", if .0.is_out_of_room() { "there is no room on disk to record that" } else { "the database did not answer" })]
     Store(#[from] StoreError),
+    /// The machine did not do its part.
+    #[error("{0}")]
+    Machine(#[from] HostError),
     /// A log file cannot be read.
     #[error("cannot read {log}")]
     Log {
@@ -96,7 +100,8 @@ impl ApiError {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Store(_) | Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Store(err) if err.is_out_of_room() => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::Machine(_) | Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -108,8 +113,11 @@ impl ApiError {
             Self::NotJson => "send `Content-Type: application/json`",
             Self::TokenNeeded => "send `Authorization: Bearer <the content of token_file>`",
             Self::WrongToken => "a new token is read when kennel starts",
-            Self::NoPage(_) => "there are /builds, /deployments, /projects and /healthz",
-            Self::Store(_) | Self::Log { .. } => "`journalctl -u kennel` says more",
+            Self::NoPage(_) => "there are /builds, /deployments, /projects, /gc and /healthz",
+            Self::Store(err) if err.is_out_of_room() => {
+                "make room on disk, and ask again; `kennel gc` frees what it can"
+            }
+            Self::Store(_) | Self::Machine(_) | Self::Log { .. } => "`journalctl -u kennel` says more",
             Self::WrongMethod(_) | Self::Slow | Self::TooLarge => return None,
         };
         Some(fixed.to_owned())
@@ -144,7 +152,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(err) => error!(error = %chain(err), "Could not answer an operator's request"),
-            Self::Log { .. } => error!(error = %chain(&self), "Could not answer an operator's request"),
+            Self::Machine(_) | Self::Log { .. } => {
+                error!(error = %chain(&self), "Could not answer an operator's request")
+            }
             _ => {}
         }
         let problem = self.problem();
@@ -152,6 +162,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+        }
         if matches!(self, Self::TokenNeeded | Self::WrongToken) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kennel\""));
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,12 +24,17 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::access::{Caller, owner_of};
+use crate::places::Places;
 use crate::telemetry::chain;
 
 /// How long a client may take for the head of a request, and between requests.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How many clients are served at once; more wait.
-const CONNECTIONS_MAX: usize = 512;
+const CONNECTIONS_MAX: usize = 2048;
+/// How many of them may have one address; more are turned away, so that there is room for others.
+const CONNECTIONS_OF_ONE_MAX: usize = 1024;
+/// How a delivery begins, which everybody may send: whose connection it is need not be known.
+const DELIVERY: &[u8] = b"POST /webhook/";
 /// How long requests may go on once the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -76,12 +82,15 @@ pub fn listen_unix(path: &Path, group: &str) -> io::Result<UnixListener> {
 
 /// A listener whose clients have a [`Caller`].
 trait Listener {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static;
     /// What is known of a client at once.
     type Peer: Send + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
-    fn identify(peer: Self::Peer) -> impl Future<Output = Caller> + Send;
+    /// The client's address, if it has one.
+    fn address(peer: &Self::Peer) -> Option<SocketAddr>;
+    /// Where what the client asks for comes from; `None` when it asks for nothing.
+    fn identify(stream: &Self::Stream, peer: Self::Peer) -> impl Future<Output = Option<Caller>> + Send;
 }
 
 struct Tcp {
@@ -89,23 +98,38 @@ struct Tcp {
     loopback: bool,
 }
 
+/// Both ends of a connection.
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
+    loopback: bool,
+}
+
 impl Listener for Tcp {
     type Stream = TcpStream;
-    /// Both ends, if they are within this machine.
-    type Peer = Option<(SocketAddr, SocketAddr)>;
+    type Peer = Ends;
 
-    async fn accept(&self) -> io::Result<(TcpStream, Self::Peer)> {
+    async fn accept(&self) -> io::Result<(TcpStream, Ends)> {
         let (stream, peer) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        Ok((stream, self.loopback.then_some((peer, local))))
+        Ok((stream, Ends { peer, local, loopback: self.loopback }))
     }
 
-    async fn identify(peer: Self::Peer) -> Caller {
-        match peer {
-            Some((peer, local)) => Caller::Local { peer, local, owner: owner_of(peer, local).await },
-            None => Caller::Outside,
+    fn address(ends: &Ends) -> Option<SocketAddr> {
+        Some(ends.peer)
+    }
+
+    async fn identify(stream: &TcpStream, Ends { peer, local, loopback }: Ends) -> Option<Caller> {
+        if !loopback {
+            return Some(Caller::Outside);
         }
+        // The kernel tells whose a socket is by the table of all there are: not to be read for each delivery of a
+        // flood. A client that asks for more than that on the same connection is refused.
+        let mut head = [0; DELIVERY.len()];
+        let length = tokio::time::timeout(HEAD_TIME, stream.peek(&mut head)).await.ok()?.ok()?;
+        let owner = if &head[..length] == DELIVERY { None } else { owner_of(peer, local).await };
+        Some(Caller::Local { peer, local, owner })
     }
 }
 
@@ -119,13 +143,18 @@ impl Listener for UnixListener {
         Ok((stream, peer))
     }
 
-    async fn identify(peer: UCred) -> Caller {
-        Caller::Unix { uid: peer.uid(), gid: peer.gid() }
+    fn address(_peer: &UCred) -> Option<SocketAddr> {
+        None
+    }
+
+    async fn identify(_stream: &UnixStream, peer: UCred) -> Option<Caller> {
+        Some(Caller::Unix { uid: peer.uid(), gid: peer.gid() })
     }
 }
 
 async fn serve<L: Listener>(listener: &L, app: Router, shutdown: CancellationToken) {
     let mut connections = JoinSet::new();
+    let places = Places::new(CONNECTIONS_OF_ONE_MAX);
     let graceful = GracefulShutdown::new();
     loop {
         tokio::select! {
@@ -133,10 +162,18 @@ async fn serve<L: Listener>(listener: &L, app: Router, shutdown: CancellationTok
             Some(ended) = connections.join_next(), if !connections.is_empty() => note_end(ended),
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, peer)) => {
-                    let (app, watcher) = (app.clone(), graceful.watcher());
+                    let address = L::address(&peer);
+                    let Some(place) = places.take(address) else { continue };
+                    let (app, watcher, shutdown) = (app.clone(), graceful.watcher(), shutdown.clone());
                     connections.spawn(async move {
-                        let caller = L::identify(peer).await;
-                        watcher.watch(connection(stream, app, caller)).await
+                        let _place = place;
+                        let caller = tokio::select! {
+                            biased;
+                            caller = L::identify(&stream, peer) => caller,
+                            () = shutdown.cancelled() => None,
+                        };
+                        let Some(caller) = caller else { return Ok(()) };
+                        watcher.watch(connection(stream, app, caller, address)).await
                     });
                 }
                 Err(err) => {
@@ -156,6 +193,7 @@ fn connection<S>(
     stream: S,
     app: Router,
     caller: Caller,
+    address: Option<SocketAddr>,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error, Output = Result<(), hyper::Error>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -163,6 +201,9 @@ where
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller);
+        if let Some(address) = address {
+            request.extensions_mut().insert(ConnectInfo(address));
+        }
         app.clone().oneshot(request)
     });
     http1::Builder::new()

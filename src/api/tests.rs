@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::host::fake::{FakeBuild, FakeMachine};
 use crate::model::{BranchRef, BuildId, Environment};
 use crate::store::{Accepted, BuildOutcome, ClaimedBuild, Delivery, NewArtifact, Push, RunId};
 
@@ -62,6 +63,7 @@ impl Harness {
         store.note_projects(config.projects.keys()).await.unwrap();
         let api = Api {
             store,
+            machine: Arc::new(FakeMachine::new(|_| FakeBuild::default())),
             config: Arc::new(ArcSwap::from_pointee(config)),
             logs: dir.path().join("logs"),
             access: Arc::new(access),
@@ -413,7 +415,7 @@ async fn bad_requests_get_problems_that_name_what_is_wrong() {
     /builds/x 400 "x" is not the number of a build.
     /builds/-1 400 "-1" is not the number of a build.
     /builds/99999999999999999999 400 "99999999999999999999" is not the number of a build.
-    /builds?limit=0 400 The query is wrong: limit: "0" is not a number from 1 to 1000.
+    /builds?limit=0 400 The query is wrong: limit: "0" is not a number from 1 to 10000.
     /builds?color=red 400 The query is wrong: color: unknown field `color`, expected one of `project`, `current`, `limit`.
     { 400 The body is wrong: EOF while parsing an object at line 1 column 1.
     {} 400 The body is wrong: missing field `branch` at line 1 column 2.

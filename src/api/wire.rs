@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, ProjectView};
+pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, GivenSecret, ProjectView, RootView};
 
-use crate::model::{BuildId, BuildState, CommitSha, DeploymentId, ProjectName, ServiceName};
+use crate::model::{BuildId, BuildState, CommitSha, DeploymentId, ProjectName, ServiceName, StorePath};
 
 /// `GET /builds/<id>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct DeploymentDetail {
     pub info: DeploymentInfo,
     /// What was done for it, oldest first.
     pub events: Vec<EventView>,
+    /// What it was given of the operator's secrets: names, files and fingerprints.
+    pub secrets: Vec<GivenSecret>,
 }
 
 /// One of `GET /builds/<id>/logs`.
@@ -91,6 +93,36 @@ pub struct TeardownAnswer {
     pub branch: String,
     /// The service's or site's name.
     pub service: ServiceName,
+}
+
+/// `GET /gc`: what GC roots keep, what that costs, and what could be freed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GcPlan {
+    /// What each root keeps, by project, branch and service, the newest first.
+    pub kept: Vec<KeptArtifact>,
+    /// Bytes that two or more of them share.
+    pub shared_bytes: u64,
+    /// What `POST /gc` would free.
+    pub free: Garbage,
+}
+
+/// A GC root, and what it costs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeptArtifact {
+    /// The root itself.
+    #[serde(flatten)]
+    pub root: RootView,
+    /// Bytes that no other root keeps.
+    pub exclusive_bytes: u64,
+}
+
+/// Paths of the Nix store that nothing keeps: what could be freed, or what `POST /gc` has freed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Garbage {
+    /// Their bytes in all.
+    pub bytes: u64,
+    /// The paths.
+    pub paths: Vec<StorePath>,
 }
 
 /// `GET /healthz`.

@@ -6,6 +6,7 @@
 //! **Invariant:** nothing a repository contains is parsed or evaluated in this process; it reads reports of bounded
 //! size and the targets of links, and checks both.
 
+mod admission;
 mod unit;
 pub mod worker;
 
@@ -19,16 +20,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::config;
+use crate::crash::{self, Point};
 use crate::host::{Machine, UnitState};
 use crate::model::settings::Manifest;
 use crate::model::{BuildId, BuildState, ServiceName, UnitName};
 use crate::store::{BuildOutcome, ClaimedBuild, NewArtifact, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
+use admission::Admission;
 use worker::TargetReport;
 
 /// How often rows are looked at when no bell rings.
 const TICK: Duration = Duration::from_secs(30);
+/// How often the disk is looked at while builds wait for room on it.
+const ROOM_TICK: Duration = Duration::from_secs(5);
 
 /// What the builder works with.
 #[derive(Clone)]
@@ -56,13 +61,20 @@ pub struct Builder {
     working: HashMap<Id, (ClaimedBuild, CancellationToken)>,
     /// Builds whose job ended without ending the build.
     unfinished: Vec<ClaimedBuild>,
+    admission: Admission,
 }
 
 impl Builder {
     /// A builder with nothing to do yet.
     #[must_use]
     pub fn new(ctx: Context) -> Self {
-        Self { ctx, jobs: JoinSet::new(), working: HashMap::new(), unfinished: Vec::new() }
+        Self {
+            ctx,
+            jobs: JoinSet::new(),
+            working: HashMap::new(),
+            unfinished: Vec::new(),
+            admission: Admission::default(),
+        }
     }
 
     /// Works until shutdown. Then units that build go on; the next run takes them over.
@@ -76,6 +88,7 @@ impl Builder {
             tokio::select! {
                 () = bell.rung() => {}
                 _ = tick.tick() => {}
+                () = tokio::time::sleep(ROOM_TICK), if self.admission.is_short() => {}
                 Some(done) = self.jobs.join_next_with_id() => self.settle(done),
                 () = shutdown.cancelled() => break,
             }
@@ -104,7 +117,11 @@ impl Builder {
             self.spawn(build);
         }
         while self.jobs.len() < self.ctx.config.load().builder.max_concurrent_builds {
+            if !self.admission.admits(&self.ctx).await? {
+                break;
+            }
             let Some(build) = self.ctx.store.claim_build(&self.ctx.run).await? else { break };
+            crash::point(Point::BuildClaimed);
             self.spawn(build);
         }
         Ok(())
@@ -115,11 +132,14 @@ impl Builder {
         for id in self.ctx.store.stale_builds(&self.ctx.run).await? {
             if unit::is_under_way(&*self.ctx.machine, id).await? {
                 let build = self.ctx.store.reattach_build(id, &self.ctx.run).await?;
+                crash::point(Point::BuildAdopted);
                 info!(build.id = %id, "Took build {id} over from an earlier run");
                 self.spawn(build);
             } else {
                 self.ctx.machine.remove_work_dir(id).await?;
+                crash::point(Point::RequeueWorkDirRemoved);
                 let state = self.ctx.store.requeue_build(id).await?;
+                crash::point(Point::RequeueStored);
                 info!(build.id = %id, "Build {id} of an earlier run had stopped; it is `{state}` now");
             }
         }
@@ -177,6 +197,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
         outcome = make(&ctx, &build) => outcome,
         () = cancel.cancelled() => {
             stop_units(&*ctx.machine, build.id).await?;
+            crash::point(Point::CancelUnitsStopped);
             Ok(BuildOutcome::Cancelled)
         }
     };
@@ -190,6 +211,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
     };
     let base_domain = ctx.config.load().base_domain.clone();
     let state = ctx.store.finish_build(&build, &base_domain, &outcome).await?;
+    crash::point(Point::BuildFinished);
     ctx.deployer.ring();
     ctx.ended.ring();
     let duration_ms = begun.elapsed().as_millis();
@@ -200,6 +222,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
     if let Err(err) = ctx.machine.remove_work_dir(build.id).await {
         warn!(error = %chain(&err), "Could not remove the work directory of build {}", build.id);
     }
+    crash::point(Point::WorkDirRemoved);
     Ok(())
 }
 
@@ -232,6 +255,7 @@ async fn make(ctx: &Context, build: &ClaimedBuild) -> anyhow::Result<BuildOutcom
         let NewArtifact { name, nix_ms, .. } = &artifact;
         let state =
             ctx.store.record_artifact(build, &artifact).await.with_context(|| format!("cannot record `{name}`"))?;
+        crash::point(Point::ArtifactRecorded);
         info!(service.name = %name, nix_ms, "`{name}` of build {} is {state}", build.id);
     }
     Ok(BuildOutcome::Finished(manifest))
@@ -250,7 +274,9 @@ async fn keep(
             let (result, nix_ms) = match report {
                 Some(TargetReport::Built { program, nix_ms }) => match ctx.machine.build_output(build.id, name).await {
                     Ok(path) => {
+                        crash::point(Point::RootAdding);
                         ctx.machine.ensure_gc_root(build.id, name, &path).await?;
+                        crash::point(Point::RootAdded);
                         (Ok((path, program)), nix_ms)
                     }
                     Err(err) => (Err(chain(&err)), nix_ms),

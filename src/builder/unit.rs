@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::worker::{BuildReport, FetchReport};
 use super::{Context, is_running};
 use crate::config::{Config, GitAccess, ProjectConfig};
+use crate::crash::{self, Point};
 use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, Machine, UnitState};
 use crate::model::{BuildId, UnitName};
 use crate::store::ClaimedBuild;
@@ -47,6 +48,7 @@ pub(super) async fn fetch_and_build(
         timeout_secs,
     };
     ctx.machine.ensure_build_dirs(build.id, &job).await?;
+    crash::point(Point::BuildDirsMade);
 
     let fetch = BuildUnitSpec {
         build: build.id,
@@ -72,6 +74,7 @@ pub(super) async fn fetch_and_build(
     match fetched {
         Ok(duration_ms) => {
             machine.release_build(build.id).await?;
+            crash::point(Point::BuildReleased);
             ctx.store.note_build_times(build.id, Some(clamp(duration_ms)), None).await?;
         }
         Err(reason) => {
@@ -86,6 +89,7 @@ pub(super) async fn fetch_and_build(
 async fn ensure_started(machine: &dyn Machine, spec: &BuildUnitSpec) -> anyhow::Result<()> {
     if machine.build_report(spec.build, spec.phase).await?.is_none() {
         machine.start_build(spec).await?;
+        crash::point(if spec.phase == BuildPhase::Fetch { Point::FetchStarted } else { Point::BuildStarted });
     }
     Ok(())
 }
@@ -96,6 +100,7 @@ async fn outcome<Report: DeserializeOwned>(
     spec: &BuildUnitSpec,
 ) -> anyhow::Result<Result<Report, String>> {
     let end = machine.wait_unit(&spec.unit()).await?;
+    crash::point(if spec.phase == BuildPhase::Fetch { Point::FetchEnded } else { Point::BuildEnded });
     if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
         let parsed = serde_json::from_slice(&report);
         return Ok(Ok(parsed.with_context(|| format!("the report of {} is not readable", spec.unit()))?));

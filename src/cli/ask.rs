@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::screen::Screen;
-use super::{builds, cancel, deploy, logs, status, teardown};
+use super::{builds, cancel, deploy, gc, logs, status, teardown};
 
 /// What the daemon can be asked for.
 #[derive(Debug, Subcommand)]
@@ -19,6 +19,7 @@ pub(super) enum Ask {
     Deploy(deploy::DeployArgs),
     Cancel(cancel::CancelArgs),
     Teardown(teardown::TeardownArgs),
+    Gc(gc::GcArgs),
 }
 
 /// Asks, prints what comes, and tells by the exit code how it went.
@@ -50,5 +51,6 @@ pub(super) async fn perform(ask: &Ask, client: &Client, screen: &mut Screen<'_>)
         Ask::Deploy(args) => deploy::run(args, client, screen).await,
         Ask::Cancel(args) => cancel::run(args, client, screen).await,
         Ask::Teardown(args) => teardown::run(args, client, screen).await,
+        Ask::Gc(args) => gc::run(args, client, screen).await,
     }
 }

@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::failure::Failure;
 use super::screen::{Column, Row, Screen, clean, span};
-use super::words::{build_mood, print_json, short};
+use super::words::{build_mood, print_json, short, show_waiting};
 use crate::api::wire::BuildView;
 use crate::model::ProjectName;
 
@@ -44,7 +44,8 @@ pub(super) async fn run(args: &BuildsArgs, client: &Client, screen: &mut Screen<
         Column::text("TITLE"),
     ];
     let rows: Vec<Row> = builds.iter().map(|build| row(build, screen.now)).collect();
-    Ok(screen.table(&heading, &rows)?)
+    screen.table(&heading, &rows)?;
+    Ok(show_waiting(&builds.iter().collect::<Vec<_>>(), screen)?)
 }
 
 fn row(build: &BuildView, now: i64) -> Row {

@@ -31,6 +31,7 @@ const ANSWER_MAX: usize = 64 * 1024 * 1024;
 pub(super) struct Client {
     socket: PathBuf,
     patience: Duration,
+    answer_time: Duration,
 }
 
 /// A log on its way here. Dropping it ends the connection.
@@ -47,7 +48,13 @@ impl Client {
         let socket = socket
             .or_else(|| std::env::var_os("KENNEL_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from))
             .unwrap_or_else(|| DEFAULT_SOCKET.into());
-        Self { socket, patience: Duration::ZERO }
+        Self { socket, patience: Duration::ZERO, answer_time: ANSWER_TIME }
+    }
+
+    /// The same, but an answer may take so long.
+    #[must_use]
+    pub(super) fn waiting(&self, answer_time: Duration) -> Self {
+        Self { answer_time, ..self.clone() }
     }
 
     /// The same, but while the daemon cannot be reached, as during its restart, it tries again for so long.
@@ -103,7 +110,7 @@ impl Client {
             let body = read(response.into_body()).await?;
             serde_json::from_slice(&body).map_err(|err| Failure::unexpected(&err))
         };
-        match tokio::time::timeout(self.patience + ANSWER_TIME, exchange).await {
+        match tokio::time::timeout(self.patience + self.answer_time, exchange).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(Failure::unreachable(&self.socket, "it does not answer")),
         }

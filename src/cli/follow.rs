@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::screen::{Screen, clean};
-use crate::api::wire::{BuildDetail, LogInfo};
+use crate::api::wire::{BuildDetail, BuildView, LogInfo};
 use crate::model::{BuildId, BuildState, ServiceName};
 
 /// How long a restart of the daemon may take without ending what follows a build.
@@ -75,8 +75,10 @@ pub(super) async fn follow_build(
                     }
                 }
                 let state = detail.build.state;
-                if told.replace(state) != Some(state) {
-                    tell(screen, build, state)?;
+                // Not what it waits for: how much is free changes all the time.
+                let now = (state, detail.build.reason.is_some());
+                if told.replace(now) != Some(now) {
+                    tell(screen, &detail.build)?;
                 }
                 if state.is_terminal() {
                     break detail;
@@ -99,9 +101,13 @@ pub(super) async fn follow_build(
     Ok(detail)
 }
 
-fn tell(screen: &mut Screen<'_>, build: BuildId, state: BuildState) -> std::io::Result<()> {
+fn tell(screen: &mut Screen<'_>, build: &BuildView) -> std::io::Result<()> {
+    let BuildView { id: build, state, reason, .. } = build;
     match state {
-        BuildState::Queued => screen.talk(&format!("Build {build} waits for a worker.")),
+        BuildState::Queued => match reason {
+            Some(reason) => screen.talk(&format!("Build {build} does not start: {}.", clean(reason))),
+            None => screen.talk(&format!("Build {build} waits for a worker.")),
+        },
         BuildState::Building => screen.talk(&format!("Build {build} runs.")),
         BuildState::Success => screen.talk(&format!("Build {build} succeeded.")),
         BuildState::Failed | BuildState::Cancelled => screen.talk(&format!("Build {build} {state}:")),

@@ -16,7 +16,9 @@ mod deploy;
 mod doctor;
 mod failure;
 mod follow;
+mod gc;
 mod logs;
+mod manual;
 mod screen;
 mod status;
 mod table;
@@ -56,6 +58,8 @@ enum Command {
     Doctor(doctor::Arguments),
     #[command(hide = true)]
     BuildWorker(build_worker::Arguments),
+    #[command(hide = true)]
+    Manual(manual::Arguments),
 }
 
 /// What a command has to say in the end.
@@ -75,6 +79,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Daemon(arguments) => daemon::run(&arguments),
             Command::Doctor(what) => return doctor::run(&what, arguments.socket),
             Command::BuildWorker(arguments) => build_worker::run(&arguments),
+            Command::Manual(arguments) => manual::run(&arguments),
         },
         Err(err) => {
             if !err.use_stderr() {

@@ -5,9 +5,12 @@ use serde::Serialize;
 use super::client::Client;
 use super::failure::Failure;
 use super::screen::{Column, Mood, Row, Screen, clean, span};
-use super::words::{build_mood, deployment_mood, path_of, print_json, short};
+use super::words::{build_mood, deployment_mood, path_of, print_json, short, show_waiting};
 use crate::api::wire::{BuildView, DeploymentInfo, DeploymentView, ProjectView};
 use crate::model::{BuildState, DeploymentState, ProjectName};
+
+/// As many rows as there may be.
+const LIMIT: &str = "limit=10000";
 
 /// Show what runs, what is on its way, and what went wrong
 #[derive(Debug, clap::Args)]
@@ -32,9 +35,9 @@ struct Everything {
 /// When the daemon cannot be reached, says no, or the output cannot be written.
 pub(super) async fn run(args: &StatusArgs, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let only = args.project.as_ref().map(|project| format!("project={project}")).unwrap_or_default();
-    let builds = client.get(&format!("/builds?current=1&limit=1000&{only}")).await?;
-    let deployments = client.get(&format!("/deployments?{only}")).await?;
-    let mut projects: Vec<ProjectView> = client.get("/projects").await?;
+    let (builds, deployments) = (format!("/builds?current=1&{LIMIT}&{only}"), format!("/deployments?{LIMIT}&{only}"));
+    let (builds, deployments, mut projects): (_, _, Vec<ProjectView>) =
+        tokio::try_join!(client.get(&builds), client.get(&deployments), client.get("/projects"))?;
     projects.retain(|project| args.project.as_ref().is_none_or(|only| project.name == *only));
     let everything = Everything { projects, builds, deployments };
     if args.json {
@@ -60,6 +63,7 @@ impl Everything {
             // The one that is nearest to its end comes first.
             let rows: Vec<Row> = open.iter().rev().map(|build| open_build(build, screen.now)).collect();
             screen.table(&heading, &rows)?;
+            show_waiting(&open, screen)?;
             screen.line("")?;
         }
         let shown = self.shown();
@@ -93,9 +97,9 @@ impl Everything {
                 !state.is_terminal() || state == DeploymentState::Failed || !self.has_other(&info.deployment)
             })
             .collect();
-        shown.sort_by_key(|info| {
-            let d = &info.deployment;
-            (d.project.clone(), d.branch.clone(), d.service.clone(), std::cmp::Reverse(d.id))
+        shown.sort_by(|a, b| {
+            let (a, b) = (&a.deployment, &b.deployment);
+            (&a.project, &a.branch, &a.service, b.id).cmp(&(&b.project, &b.branch, &b.service, a.id))
         });
         shown
     }
@@ -161,11 +165,25 @@ impl Everything {
             ));
         }
         for DeploymentInfo { deployment, .. } in &self.deployments {
+            if let (true, Some(reason)) = (deployment.state == DeploymentState::Starting, &deployment.reason) {
+                lines.push(format!("{} waits: {}", path_of(deployment), clean(reason)));
+            }
             if deployment.unnamed && deployment.state == DeploymentState::Live {
                 lines.push(format!(
                     "{} is no longer in kennel.toml: `kennel teardown {}` removes it.",
                     path_of(deployment),
                     deployment.id
+                ));
+            }
+        }
+        for DeploymentInfo { deployment, .. } in &self.deployments {
+            if let Some(at) = deployment.expired_at {
+                lines.push(format!(
+                    "{} was torn down {} ago: {}. The next push to `{}` brings it back.",
+                    path_of(deployment),
+                    span(screen.now - at),
+                    clean(deployment.reason.as_deref().unwrap_or("nobody used it")),
+                    clean(&deployment.branch)
                 ));
             }
         }

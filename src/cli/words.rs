@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::screen::{Mood, Screen, clean};
-use crate::api::wire::DeploymentView;
+use crate::api::wire::{BuildView, DeploymentView};
 use crate::model::{BuildState, CommitSha, DeploymentState};
 
 /// A commit's first 7 digits.
@@ -34,6 +34,20 @@ pub(super) fn deployment_mood(state: DeploymentState) -> Mood {
         DeploymentState::Draining | DeploymentState::Retired | DeploymentState::Cancelled | DeploymentState::Noop => {
             Mood::Past
         }
+    }
+}
+
+/// Says what queued builds wait for, if it is more than their turn.
+pub(super) fn show_waiting(builds: &[&BuildView], screen: &mut Screen<'_>) -> std::io::Result<()> {
+    let mut waiting = builds.iter().filter(|build| build.state == BuildState::Queued);
+    match waiting.find_map(|build| build.reason.as_deref()) {
+        Some(reason) => {
+            let line = screen.paint(Mood::Busy, &format!("What is queued does not start: {}.", clean(reason)));
+            screen.line(&line)?;
+            screen
+                .talk("`kennel gc` frees what nobody needs any more, and `kennel gc --plan` shows what the rest costs.")
+        }
+        None => Ok(()),
     }
 }
 

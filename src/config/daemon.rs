@@ -10,7 +10,8 @@ use super::served;
 use super::table::{Item, Table};
 use super::words::quoted;
 use super::{
-    AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, RouterConfig, SystemdConfig,
+    AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, Expiry, RouterConfig,
+    SystemdConfig, UpkeepConfig,
 };
 use crate::model::{HostName, ProjectName};
 
@@ -25,6 +26,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
     let api = root.section("api").and_then(api);
     let router = root.section("router").and_then(router);
     let builder = root.section("builder").and_then(builder);
+    let upkeep = root.section("upkeep").and_then(upkeep);
     let systemd = root.section("systemd").and_then(systemd);
     let projects = root.take("projects");
     let projects = projects.map_or(Some(BTreeMap::new()), |item| served::projects(item, base_domain.as_ref()));
@@ -43,6 +45,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
         api: api?,
         router: router?,
         builder: builder?,
+        upkeep: upkeep?,
         systemd: systemd?,
         projects: projects?,
         valkey: valkey?,
@@ -99,12 +102,25 @@ fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
     let max_parallel = table.or("max_parallel", 2, count);
     let timeout = table.or("timeout", hours(1), |item| item.duration(Duration::from_secs(1)..=hours(24)));
     let log_limit_bytes = table.or("log_limit_bytes", 16 << 20, |item| item.integer(64 << 10..=1 << 30));
+    let memory_max_bytes = table.or("memory_max", 4 << 30, |item| item.size(256 << 20..=1 << 40));
+    let tasks_max = table.or("tasks_max", 1024, |item| item.integer(64..=65_536));
+    let min_free = table.maybe("min_free", |item| item.size(0..=1 << 50));
     Some(BuilderConfig {
         max_concurrent_builds: max_concurrent_builds?,
         max_parallel: max_parallel?,
         timeout: timeout?,
         log_limit_bytes: log_limit_bytes?,
+        memory_max_bytes: memory_max_bytes?,
+        tasks_max: tasks_max?,
+        min_free: min_free?,
     })
+}
+
+fn upkeep(mut table: Table<'_, '_>) -> Option<UpkeepConfig> {
+    let days = |n: u64| Duration::from_secs(n * 86_400);
+    let expire_after = table.or("expire_after", Expiry::After(days(7)), served::expiry);
+    let keep_for = table.or("keep_for", days(30), |item| item.duration(days(1)..=days(3_650)));
+    Some(UpkeepConfig { expire_after: expire_after?, keep_for: keep_for? })
 }
 
 fn systemd(mut table: Table<'_, '_>) -> Option<SystemdConfig> {

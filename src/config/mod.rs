@@ -33,7 +33,7 @@ pub use secret::{
 };
 pub use served::{Forks, GitAccess, ProjectConfig, RepoType};
 
-use crate::model::{HostName, ProjectName};
+use crate::model::{Environment, HostName, ProjectName};
 
 /// Where the daemon's file lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/kennel/config.toml";
@@ -60,6 +60,8 @@ pub struct Config {
     pub router: RouterConfig,
     /// Builds.
     pub builder: BuilderConfig,
+    /// What goes by itself, and when.
+    pub upkeep: UpkeepConfig,
     /// What systemd is told.
     pub systemd: SystemdConfig,
     /// The projects, by name.
@@ -105,6 +107,33 @@ pub struct BuilderConfig {
     pub timeout: Duration,
     /// The limit of one log file, in bytes: 64 KiB to 1 GiB. Default: 16 MiB.
     pub log_limit_bytes: u64,
+    /// How much memory the fetch of a build, and its evaluation, may each use: `memory_max`, 256 MiB to 1 TiB.
+    /// Default: 4 GiB. What Nix's daemon builds is its own unit's affair. Read at start.
+    pub memory_max_bytes: u64,
+    /// How many processes and threads they may each have: 64 to 65536. Default: 1024. Read at start.
+    pub tasks_max: u64,
+    /// How many bytes must be free, beside the state directory and beside the Nix store, before a build starts; `0`
+    /// never waits. Default: 2 GB, or a tenth of the file system where that is less.
+    pub min_free: Option<u64>,
+}
+
+/// `[upkeep]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpkeepConfig {
+    /// After how long without a request or a push a service or site is torn down, unless its project says otherwise;
+    /// never in prod and staging. Default: 7 days.
+    pub expire_after: Expiry,
+    /// How long finished rows and their build logs are kept: 1 day to 10 years. Default: 30 days.
+    pub keep_for: Duration,
+}
+
+/// When what nobody uses is torn down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// Never.
+    Never,
+    /// After so long without a request or a push: 1 hour to 10 years.
+    After(Duration),
 }
 
 /// `[systemd]`.
@@ -185,6 +214,18 @@ impl Config {
         }
     }
 
+    /// When a service or site of this project and environment expires. What is of a project that this file does not
+    /// name serves on until an operator tears it down.
+    #[must_use]
+    pub fn expiry(&self, project: &ProjectName, environment: Environment) -> Expiry {
+        match (environment, self.projects.get(project)) {
+            (Environment::Prod | Environment::Staging, _) | (_, None) => Expiry::Never,
+            (Environment::Dev | Environment::Preview, Some(project)) => {
+                project.expire_after.unwrap_or(self.upkeep.expire_after)
+            }
+        }
+    }
+
     /// What the file asks for that this version of kennel accepts and does not yet act on.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
@@ -195,8 +236,6 @@ impl Config {
             }
         };
         note("router.https".to_owned(), self.router.https.is_some());
-        note("valkey".to_owned(), self.valkey.is_some());
-        note("postgres".to_owned(), self.postgres.is_some());
         note("acme".to_owned(), self.acme.is_some());
         note("dns".to_owned(), self.dns.is_some());
         keys

@@ -81,16 +81,6 @@ pub fn parse(text: &str) -> Result<Manifest, Faults> {
 #[must_use]
 pub fn notices(manifest: &Manifest) -> Vec<String> {
     let mut notices = Vec::new();
-    for (name, settings) in &manifest.targets {
-        let Settings::Service(service) = settings else { continue };
-        let mut say = |key: &str| {
-            notices
-                .push(format!("`services.{name}.{key}` is checked, but this version of kennel does not act on it yet"));
-        };
-        if service.preview_database {
-            say("preview_database");
-        }
-    }
     if manifest.cachix.is_some() {
         notices.push("`cachix` is checked, but this version of kennel does not push to it yet".to_owned());
     }

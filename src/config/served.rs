@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::Expiry;
 use super::pattern::{BranchPattern, HostPattern};
 use super::table::{Item, Table};
 use super::variable;
@@ -37,6 +39,8 @@ pub struct ProjectConfig {
     pub forks: Forks,
     /// Which domains its services and sites may claim; `None` is any that is not kennel's own.
     pub custom_domains: Option<Vec<HostPattern>>,
+    /// When what nobody uses of it is torn down, if not as `[upkeep]` says.
+    pub expire_after: Option<Expiry>,
     /// The files of its secrets, by name, for each environment that has any.
     pub secrets: Vec<(Environment, BTreeMap<String, PathBuf>)>,
 }
@@ -159,6 +163,7 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
     let pull_requests = table.or("pull_requests", true, Item::boolean);
     let forks = table.or("forks", Forks::Deny, |item| item.one_of(&[("deny", Forks::Deny), ("allow", Forks::Allow)]));
     let custom_domains = table.maybe("custom_domains", |item| item.each(|item| custom_domain(item, base_domain)));
+    let expire_after = table.maybe("expire_after", expiry);
     let secrets = table.or("secrets", Vec::new(), secrets);
     Some(ProjectConfig {
         name: name?,
@@ -173,6 +178,7 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
         pull_requests: pull_requests?,
         forks: forks?,
         custom_domains: custom_domains?,
+        expire_after: expire_after?,
         secrets: secrets?,
     })
 }
@@ -291,6 +297,15 @@ fn custom_domain(item: Item<'_, '_>, base_domain: Option<&HostName>) -> Option<H
         return item.fault(format!("{} lies under `base_domain`, which is kennel's own", quoted(text)), None);
     }
     Some(pattern)
+}
+
+/// A time, or `never`.
+pub(super) fn expiry(item: Item<'_, '_>) -> Option<Expiry> {
+    if item.text()? == "never" {
+        return Some(Expiry::Never);
+    }
+    let hours = |n: u64| Duration::from_secs(n * 3_600);
+    item.duration(hours(1)..=hours(24 * 3_650)).map(Expiry::After)
 }
 
 fn secrets(item: Item<'_, '_>) -> Option<Vec<(Environment, BTreeMap<String, PathBuf>)>> {

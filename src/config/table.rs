@@ -272,6 +272,21 @@ impl<'d, 't> Item<'d, 't> {
         }
     }
 
+    /// A number of bytes such as `"512M"`, `"4G"`, `"2GB"` or `"0"`, within `range`.
+    pub(super) fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text()?;
+        match size(text) {
+            None => {
+                self.fault(format!("{} is not a size", quoted(text)), Some("write it like \"512M\", \"4G\" or \"2GB\""))
+            }
+            Some(value) if range.contains(&value) => Some(value),
+            Some(_) => {
+                let (from, to) = (range.start() >> 20, range.end() >> 20);
+                self.fault(format!("{} is not between {from}M and {to}M", quoted(text)), None)
+            }
+        }
+    }
+
     /// An absolute path. A bad one is not repeated in the fault: it may be a secret put in the wrong place.
     pub(super) fn path(self) -> Option<PathBuf> {
         let text = self.text()?;
@@ -333,6 +348,26 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits + 1..];
     }
     (!text.is_empty()).then(|| Duration::from_secs(secs))
+}
+
+/// `<n>`, or `<n>` with a unit: `K`, `M`, `G` and `T` are powers of 1024, as systemd has them, and so are `KiB` and its
+/// like; `KB` and its like are powers of 1000.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = match &text[digits..] {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit)
 }
 
 /// A key below a path, quoted where TOML wants it to be.

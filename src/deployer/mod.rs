@@ -6,6 +6,8 @@
 //!
 //! **Invariant:** no version takes traffic that was not healthy, and none is stopped while it does.
 
+pub mod databases;
+
 mod health;
 mod secrets;
 mod steps;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::config;
+use crate::crash::{self, Point};
 use crate::host::Machine;
 use crate::host::key::HostKey;
 use crate::model::deployment::{Next, OnFailure};
@@ -33,6 +36,10 @@ use crate::wake::Bell;
 
 /// How many deployments are worked on at a time; most of them only wait, for health or for a drain.
 const MAX_JOBS: usize = 256;
+/// How long a step that waits for a server may be put off, in seconds, as a power of two.
+const AWAY_MAX: i64 = 3;
+/// How long any other step may be put off.
+const BROKEN_MAX: i64 = 6;
 /// How often rows are looked at when no bell rings.
 const TICK: Duration = Duration::from_secs(30);
 
@@ -55,6 +62,8 @@ pub struct Context {
     pub bell: Bell,
     /// Rung when something has ended that others may clean up after.
     pub ended: Bell,
+    /// Rung when the databases of a branch may have ended.
+    pub databases: Bell,
     /// What tests do after a step.
     pub interrupt: Interrupt,
 }
@@ -102,6 +111,8 @@ impl fmt::Debug for Interrupt {
 enum StepError {
     /// The version itself is no good, or must not go live: data, for its row.
     Unfit(Ending, String),
+    /// A server it needs is away: the step is done again until it is back.
+    Away(anyhow::Error),
     /// The machine or kennel failed.
     Broken(anyhow::Error),
 }
@@ -184,6 +195,7 @@ impl Deployer {
             return Ok(());
         }
         for id in self.ctx.store.claim_deployments(Claims { run: &self.ctx.run, limit: room }).await? {
+            crash::point(Point::DeploymentClaimed);
             let turned = CancellationToken::new();
             let ctx = self.ctx.clone();
             let job = carry(ctx, id, turned.clone()).instrument(info_span!("deployment", deployment.id = %id));
@@ -230,7 +242,7 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
                         return Ok(());
                     }
                     Err(StepError::Unfit(ending, reason)) => give_up(&ctx, &deployment, step, ending, &reason).await?,
-                    Err(StepError::Broken(err)) => return Err(err),
+                    Err(StepError::Broken(err) | StepError::Away(err)) => return Err(err),
                 }
                 continue;
             }
@@ -245,6 +257,11 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
             Ok(()) => {
                 let next = step.next(deployment.kind);
                 ctx.store.advance(&deployment, step, next, duration_ms).await?;
+                match next {
+                    Next::Step(_) => {}
+                    Next::Live => crash::point(Point::LiveRecorded),
+                    Next::Ended => crash::point(Point::RetiredRecorded),
+                }
                 announce(&ctx, &deployment, next);
             }
             Err(StepError::Unfit(ending, reason)) => give_up(&ctx, &deployment, step, ending, &reason).await?,
@@ -252,13 +269,13 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
                 OnFailure::TearDown => {
                     give_up(&ctx, &deployment, step, Ending::Failed, &format!("{step}: {}", chain(&*err))).await?;
                 }
-                OnFailure::Retry => {
-                    let delay = Duration::from_secs(1 << deployment.attempts.clamp(0, 6));
-                    warn!(error = %chain(&*err), "Step `{step}` of deployment {id} failed; again in {} s", delay.as_secs());
-                    ctx.store.retry_later(id, step, &chain(&*err), delay).await?;
-                    return Ok(());
-                }
+                OnFailure::Retry => return put_off(&ctx, &deployment, step, &chain(&*err), BROKEN_MAX).await,
             },
+            Err(StepError::Away(err)) if ctx.store.holds_up_another(id).await? => {
+                let reason = format!("a newer commit came while it waited: {}", chain(&*err));
+                give_up(&ctx, &deployment, step, Ending::Cancelled, &reason).await?;
+            }
+            Err(StepError::Away(err)) => return put_off(&ctx, &deployment, step, &chain(&*err), AWAY_MAX).await,
         }
     }
 }
@@ -272,6 +289,20 @@ async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step: Step) -> R
         Interruption::Fail => Err(StepError::Broken(anyhow::anyhow!("interrupted after `{step}`"))),
         Interruption::Repeat => steps::perform(ctx, deployment, step).await,
     }
+}
+
+async fn put_off(
+    ctx: &Context,
+    deployment: &ClaimedDeployment,
+    step: Step,
+    reason: &str,
+    longest: i64,
+) -> anyhow::Result<()> {
+    let delay = Duration::from_secs(1 << deployment.attempts.clamp(0, longest));
+    let (id, secs) = (deployment.id, delay.as_secs());
+    warn!(deployment.id = %id, error = %reason, "Step `{step}` of deployment {id} is done again in {secs} s: {reason}");
+    ctx.store.retry_later(deployment.id, step, reason, delay).await?;
+    Ok(())
 }
 
 async fn give_up(
@@ -294,6 +325,7 @@ async fn give_up(
         ),
     }
     ctx.store.turn_back(deployment.id, step, ending, reason).await?;
+    crash::point(Point::DeploymentTurnedBack);
     Ok(())
 }
 
@@ -328,7 +360,10 @@ fn announce(ctx: &Context, deployment: &ClaimedDeployment, next: Next) {
 pub async fn restore(ctx: &Context, deployment: &ClaimedDeployment) -> anyhow::Result<()> {
     let spec = steps::unit_spec(ctx, deployment).await?;
     ctx.machine.ensure_env_file(&spec).await?;
+    crash::point(Point::RestoreEnvWritten);
     ctx.machine.ensure_unit(&spec).await?;
+    crash::point(Point::RestoreUnitWritten);
     ctx.machine.start_unit(&spec.unit()).await?;
+    crash::point(Point::RestoreStarted);
     Ok(())
 }

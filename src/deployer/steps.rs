@@ -7,7 +7,8 @@ use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, StepError, health, secrets};
+use super::{Context, StepError, databases, health, secrets};
+use crate::crash::{self, Point};
 use crate::host::{Listener, SiteLink, UnitSpec, UnitState};
 use crate::model::settings::ServiceSettings;
 use crate::model::{DeploymentId, Ending, Environment, Kind, Port, Settings, Step};
@@ -22,16 +23,28 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
         Step::Allocate => allocate(ctx, deployment).await,
         Step::WriteEnv => {
             let spec = unit_spec(ctx, deployment).await?;
-            Ok(ctx.machine.ensure_env_file(&spec).await?)
+            ctx.machine.ensure_env_file(&spec).await?;
+            crash::point(Point::EnvWritten);
+            Ok(())
         }
         Step::InstallUnit => {
             let spec = unit_spec(ctx, deployment).await?;
-            Ok(ctx.machine.ensure_unit(&spec).await?)
+            ctx.machine.ensure_unit(&spec).await?;
+            crash::point(Point::UnitWritten);
+            Ok(())
         }
         Step::StartUnit => {
             let unit = deployment.target.tag.unit(deployment.id);
+            // Both once more: they are in `/run`, and the machine may have been switched off since.
+            let spec = unit_spec(ctx, deployment).await?;
+            ctx.machine.ensure_env_file(&spec).await?;
+            ctx.machine.ensure_unit(&spec).await?;
+            crash::point(Point::UnitStarting);
             match ctx.machine.start_unit(&unit).await {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    crash::point(Point::UnitStarted);
+                    Ok(())
+                }
                 Err(err) => {
                     let mut reason = crate::telemetry::chain(&err);
                     health::append_journal(ctx, &unit, &mut reason).await;
@@ -39,18 +52,30 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
                 }
             }
         }
-        Step::AwaitHealthy => health::await_healthy(ctx, deployment).await,
+        Step::AwaitHealthy => {
+            health::await_healthy(ctx, deployment).await?;
+            crash::point(Point::HealthPassed);
+            Ok(())
+        }
         Step::SwitchRoute => switch_route(ctx, deployment).await,
         Step::Drain => drain(ctx, deployment).await,
         Step::Stop => match deployment.kind {
-            Kind::Service => Ok(ctx.machine.stop_unit(&deployment.target.tag.unit(deployment.id)).await?),
+            Kind::Service => {
+                crash::point(Point::UnitStopping);
+                ctx.machine.stop_unit(&deployment.target.tag.unit(deployment.id)).await?;
+                crash::point(Point::UnitStopped);
+                Ok(())
+            }
             Kind::Site => Ok(()),
         },
         Step::Release => {
             if deployment.kind == Kind::Service {
                 ctx.machine.remove_unit(&deployment.target.tag.unit(deployment.id)).await?;
+                crash::point(Point::UnitRemoved);
             }
-            Ok(ctx.store.release_port(deployment.id).await?)
+            ctx.store.release_port(deployment.id).await?;
+            crash::point(Point::PortReleased);
+            Ok(())
         }
     }
 }
@@ -66,10 +91,12 @@ pub(super) async fn begin(ctx: &Context, deployment: &ClaimedDeployment) -> Resu
     {
         let reason = format!("deployment {live} is the same and serves");
         ctx.store.skip_deployment(deployment.id, &reason).await?;
+        crash::point(Point::DeploymentSkipped);
         tracing::info!("Deployment {} of `{}` changes nothing: {reason}", deployment.id, deployment.target.name);
         return Ok(false);
     }
     ctx.store.start_deployment(deployment.id, &fingerprint, &secrets).await?;
+    crash::point(Point::DeploymentBegun);
     Ok(true)
 }
 
@@ -84,7 +111,7 @@ async fn is_up(ctx: &Context, deployment: &ClaimedDeployment, live: DeploymentId
 async fn allocate(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), StepError> {
     let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
     if let Settings::Service(service) = &artifact.settings {
-        refuse_unprovided(service)?;
+        databases::ensure(ctx, &deployment.target, service).await?;
     }
     claim_custom_domain(ctx, &deployment.target, &artifact.settings).await?;
     if deployment.kind == Kind::Site {
@@ -93,21 +120,13 @@ async fn allocate(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), S
     let mut skip = Vec::new();
     for _ in 0..PORT_TRIES {
         let port = ctx.store.ensure_port(deployment.id, &skip).await?;
+        crash::point(Point::PortAllocated);
         match ctx.machine.listener(port).await? {
             Listener::None => return Ok(()),
             Listener::Owned { .. } => skip.push(port),
         }
     }
     Err(StepError::Broken(anyhow!("{PORT_TRIES} ports in a row are in use by programs that are not kennel's")))
-}
-
-/// A service that asks for what this version does not provide fails by name, rather than starting without it.
-fn refuse_unprovided(service: &ServiceSettings) -> Result<(), StepError> {
-    let unfit = |reason: String| Err(StepError::Unfit(Ending::Failed, reason));
-    if service.preview_database {
-        return unfit("it asks for `preview_database`, which this version of kennel does not provide".to_owned());
-    }
-    Ok(())
 }
 
 /// The custom domain that a target may have: of the default branch only.
@@ -135,6 +154,7 @@ async fn claim_custom_domain(ctx: &Context, target: &Target, settings: &Settings
     if !ctx.store.claim_host(domain, target.id).await? {
         return refused("another target has it");
     }
+    crash::point(Point::DomainClaimed);
     Ok(())
 }
 
@@ -142,12 +162,14 @@ async fn switch_route(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(
     let target = &deployment.target;
     let artifact = ctx.store.artifact(deployment.build_id, &target.name).await?;
     match ctx.store.switch_route(deployment, custom_domain(target, &artifact.settings)).await? {
-        Switch::Live(_) => {}
+        Switch::Live(_) => crash::point(Point::SwitchStored),
         Switch::Refused(why) => return Err(StepError::Unfit(Ending::Cancelled, why.to_owned())),
     }
     ctx.router.reload().await?;
+    crash::point(Point::SwitchReloaded);
     if deployment.kind == Kind::Site {
         ctx.machine.ensure_site_link(&site_link(target), &artifact.store_path).await?;
+        crash::point(Point::LinkMade);
     }
     Ok(())
 }
@@ -159,7 +181,9 @@ async fn drain(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), Step
     let begun = deployment.draining_at.unwrap_or_default();
     let spent = u64::try_from(Timestamp::now().as_millisecond() - begun).unwrap_or(0);
     let whole = Duration::from_secs(artifact.settings.drain_secs().into());
+    crash::point(Point::DrainBegun);
     ctx.router.drain(deployment.id, whole.saturating_sub(Duration::from_millis(spent))).await;
+    crash::point(Point::DrainEnded);
     Ok(())
 }
 
@@ -178,6 +202,7 @@ pub(super) async fn unit_spec(ctx: &Context, deployment: &ClaimedDeployment) -> 
     };
     let mut env = variables(ctx, deployment, service);
     env.extend(version_variables(deployment, port));
+    env.extend(databases::variables(ctx, target, service).await?);
     Ok(UnitSpec {
         project: target.project.clone(),
         slug: target.slug.clone(),
@@ -236,6 +261,7 @@ fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifac
         "secrets": secrets.iter().map(|secret| (&secret.name, &secret.fingerprint)).collect::<BTreeMap<_, _>>(),
         "user": deployment.target.user,
         "host": deployment.target.host,
+        "databases": databases::servers(ctx, &artifact.settings),
     });
     Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

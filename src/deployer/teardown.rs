@@ -3,6 +3,7 @@
 use tracing::info;
 
 use super::{Context, steps};
+use crate::crash::{self, Point};
 use crate::model::DeploymentId;
 use crate::store::Teardown;
 
@@ -10,6 +11,7 @@ use crate::store::Teardown;
 /// and are to be told.
 pub(super) async fn advance(ctx: &Context, teardown: &Teardown) -> anyhow::Result<Vec<DeploymentId>> {
     let left = ctx.store.begin_teardown(teardown).await?;
+    crash::point(Point::TeardownBegun);
     if !left.is_empty() {
         return Ok(left);
     }
@@ -17,13 +19,17 @@ pub(super) async fn advance(ctx: &Context, teardown: &Teardown) -> anyhow::Resul
     if !ctx.store.is_wanted_again(teardown).await? {
         // Both, whatever it is now: it may have been the other before.
         ctx.machine.remove_data_dir(&target.project, &target.slug, &target.name).await?;
+        crash::point(Point::DataRemoved);
         ctx.machine.remove_site_link(&steps::site_link(target)).await?;
+        crash::point(Point::LinkRemoved);
         info!(
             project.name = %target.project, branch.name = %target.branch.name(), service.name = %target.name,
             "Tore down `{}` of {} from {}: {}", target.name, target.project, target.branch.name(), teardown.reason
         );
     }
     ctx.store.finish_teardown(teardown).await?;
+    crash::point(Point::TeardownFinished);
     ctx.ended.ring();
+    ctx.databases.ring();
     Ok(Vec::new())
 }

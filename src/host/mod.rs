@@ -5,16 +5,20 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod closure;
+pub mod disk;
 pub mod key;
 pub mod machine;
 pub mod services;
 
 pub mod fake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::closure::{Freed, PathInfo, Paths};
+use self::disk::DiskSpace;
 use self::key::HostKey;
 use crate::model::{
     BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
@@ -137,10 +141,14 @@ pub enum UnitState {
 pub struct Inventory {
     /// Units of deployments and builds, as [`Machine::own_units`] tells.
     pub units: Vec<UnitName>,
+    /// Those of them that run, or are on their way up or down.
+    pub running: BTreeSet<UnitName>,
     /// Roots that keep an artifact.
     pub gc_roots: Vec<(BuildId, ServiceName)>,
-    /// Links to static sites.
-    pub site_links: Vec<SiteLink>,
+    /// Units of deployments with both their unit file and their environment file.
+    pub whole_units: BTreeSet<UnitName>,
+    /// Links to static sites, and where they lead, if that is a store path.
+    pub site_links: Vec<(SiteLink, Option<StorePath>)>,
     /// Data directories of services.
     pub data_dirs: Vec<(ProjectName, BranchSlug, ServiceName)>,
     /// Work directories of builds.
@@ -248,6 +256,16 @@ pub trait Machine: Send + Sync + 'static {
     async fn empty_trash(&self, older_than: Duration) -> Result<(), HostError>;
     /// Everything on the machine that bears kennel's own names.
     async fn inventory(&self) -> Result<Inventory, HostError>;
+
+    /// The file systems that a build fills: that of the state directory and that of the Nix store.
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError>;
+
+    /// These paths and all they refer to, as far as they are in the store.
+    async fn closure(&self, paths: &[StorePath]) -> Result<Paths, HostError>;
+    /// What of the store nothing keeps any more and goes with these paths, which kennel has let go of.
+    async fn garbage(&self, released: &[StorePath]) -> Result<Vec<PathInfo>, HostError>;
+    /// Deletes that; what something keeps by then stays.
+    async fn free_garbage(&self, released: &[StorePath]) -> Result<Freed, HostError>;
 }
 
 /// What a build unit is to do: written by the daemon, read by `kennel build-worker`.

@@ -33,6 +33,20 @@ words! {
 }
 
 words! {
+    /// Why a GC root keeps an artifact.
+    RootReason {
+        /// Its build has not ended.
+        InBuild = "in_build",
+        /// A version of it runs, or is on its way up or down.
+        Live = "live",
+        /// It is one of the last 5 versions of its target that went live.
+        Rollback = "rollback",
+        /// Nothing needs it: the root goes when kennel looks next.
+        Surplus = "surplus",
+    }
+}
+
+words! {
     /// Something that happens to a build.
     BuildEvent {
         /// A worker takes it.
@@ -114,6 +128,9 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     #[test]
@@ -155,5 +172,28 @@ mod tests {
         assert_eq!(Environment::of(&head("staging"), "staging"), Environment::Prod);
         assert_eq!(Environment::of(&head("prod"), "main"), Environment::Dev);
         assert_eq!(Environment::of(&BranchRef::pull(7.try_into().unwrap()), "pr-7"), Environment::Preview);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_to_a_build_it_ends_at_most_once(
+            events in proptest::collection::vec(select(BuildEvent::ALL), 0..40)
+        ) {
+            let (mut state, mut claimed, mut ended) = (BuildState::Queued, false, 0);
+            for event in events {
+                let Ok(next) = state.apply(event) else { continue };
+                prop_assert!(!state.is_terminal(), "{} left its end by {}", state, event);
+                match next {
+                    BuildState::Building => claimed = true,
+                    BuildState::Queued => claimed = false,
+                    BuildState::Success | BuildState::Failed => prop_assert!(claimed, "{} without a worker", next),
+                    BuildState::Superseded => prop_assert!(!claimed, "a build that has started is not superseded"),
+                    BuildState::Cancelled => {}
+                }
+                ended += u32::from(next.is_terminal());
+                state = next;
+            }
+            prop_assert_eq!(ended, u32::from(state.is_terminal()));
+        }
     }
 }

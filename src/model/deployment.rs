@@ -59,7 +59,7 @@ words! {
 words! {
     /// What is to be done next for a deployment. Each says *ensure*: doing it twice is doing it once.
     Step {
-        /// Have a port, and nothing in its place.
+        /// Have a port, and the databases it asks for.
         Allocate = "allocate",
         /// Have the environment file.
         WriteEnv = "write_env",
@@ -180,6 +180,9 @@ impl DeploymentState {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     #[test]
@@ -229,5 +232,55 @@ mod tests {
         assert_eq!(walk(Kind::Service, Step::Drain), "drain stop release");
         assert_eq!(Step::SwitchRoute.next(Kind::Site), Next::Live);
         assert_eq!(Step::Release.next(Kind::Service), Next::Ended);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_to_a_deployment_it_is_live_at_most_once_and_ends_at_most_once(
+            events in proptest::collection::vec(select(DeploymentEvent::ALL), 0..60)
+        ) {
+            let (mut state, mut lives, mut ends) = (DeploymentState::Pending, 0, 0);
+            for event in events {
+                let Ok(next) = state.apply(event) else { continue };
+                prop_assert!(!state.is_terminal(), "{} left its end by {}", state, event);
+                lives += u32::from(next == DeploymentState::Live);
+                ends += u32::from(next.is_terminal());
+                let unseen = matches!(next, DeploymentState::Failed | DeploymentState::Cancelled | DeploymentState::Noop);
+                prop_assert!(!(unseen && lives > 0), "{} after visitors had reached it", next);
+                prop_assert!(next != DeploymentState::Draining || lives == 1);
+                state = next;
+            }
+            prop_assert!(lives <= 1);
+            prop_assert_eq!(ends, u32::from(state.is_terminal()));
+        }
+
+        /// Each step is done, fails, or is repeated after a crash; a failure that can be taken back tears down.
+        #[test]
+        fn the_steps_of_a_deployment_come_to_an_end(
+            kind in select(Kind::ALL),
+            from in select(Step::ALL),
+            outcomes in proptest::collection::vec(select(&["done", "failed", "crashed"][..]), 0..200),
+        ) {
+            let (mut step, mut done, mut torn_down) = (from, 0, 0);
+            for outcome in outcomes {
+                match (outcome, step.on_failure()) {
+                    ("done", _) => {
+                        done += 1;
+                        match step.next(kind) {
+                            Next::Step(next) => step = next,
+                            Next::Live | Next::Ended => break,
+                        }
+                    }
+                    // Gives back what it has; there is no second teardown within one.
+                    ("failed", OnFailure::TearDown) => {
+                        torn_down += 1;
+                        step = Step::Stop;
+                    }
+                    _ => {}
+                }
+            }
+            prop_assert!(torn_down <= 1);
+            prop_assert!(done <= Step::ALL.len(), "{} steps were done", done);
+        }
     }
 }

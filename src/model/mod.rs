@@ -3,16 +3,19 @@
 //! **Invariant:** nothing here touches a file, a clock, a socket or the database.
 
 pub mod build;
+pub mod database;
 pub mod deployment;
 pub mod names;
 pub mod route;
 pub mod settings;
 
-pub use build::{ArtifactState, BuildEvent, BuildState, Environment};
+pub use build::{ArtifactState, BuildEvent, BuildState, Environment, RootReason};
+pub use database::DatabaseState;
 pub use deployment::{DeploymentEvent, DeploymentState, Ending, Step};
 pub use names::{
-    BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DeliveryId, DeploymentId, FlakeOutput, HostName, InvalidName,
-    Port, ProgramName, ProjectName, ServiceName, StorePath, TargetId, TargetNames, TargetTag, UnitName, UserName,
+    BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DatabaseName, DeliveryId, DeploymentId, FlakeOutput, HostName,
+    InvalidName, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetId, TargetNames, TargetTag, UnitName,
+    UserName, ValkeyDb,
 };
 pub use route::{Destination, Route};
 pub use settings::{HealthCheck, Kind, Settings};

@@ -1,12 +1,14 @@
 //! Where a hostname leads.
 
-use super::{DeploymentId, HostName, Port, StorePath};
+use super::{DeploymentId, HostName, Port, StorePath, TargetId};
 
 /// A hostname, and what answers there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The name visitors ask for.
     pub host: HostName,
+    /// Whose it is.
+    pub target: TargetId,
     /// The live version behind it.
     pub deployment: DeploymentId,
     /// What that version is.

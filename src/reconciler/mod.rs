@@ -5,17 +5,23 @@
 //!
 //! **Invariant:** only what bears kennel's own names is ever removed, and no service that runs is restarted.
 
+mod databases;
 mod observe;
 mod plan;
+mod upkeep;
 
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::crash::{self, Point};
 use crate::deployer;
+use crate::model::DeploymentState;
 use crate::telemetry::chain;
+pub use databases::DatabaseKeeper;
 pub use plan::{Action, Observed, plan};
 
 /// How often it looks when nothing rings.
@@ -26,6 +32,7 @@ const TRASH_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 const PARALLEL: usize = 32;
 
 /// The loop that keeps machine and rows equal.
+#[derive(Clone)]
 pub struct Reconciler {
     ctx: deployer::Context,
 }
@@ -40,12 +47,12 @@ impl Reconciler {
     /// Reconciles until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
-        tick.tick().await;
         let bell = self.ctx.ended.clone();
         loop {
             tokio::select! {
                 () = bell.rung() => {}
-                _ = tick.tick() => {}
+                // The first comes at once, when the daemon is up.
+                _ = tick.tick() => self.upkeep(Timestamp::now()).await,
                 () = shutdown.cancelled() => return,
             }
             if let Err(err) = self.run_once().await {
@@ -76,23 +83,56 @@ impl Reconciler {
         match action {
             Action::Restore(id) => {
                 let deployment = self.ctx.store.deployment(*id).await?;
+                if deployment.state != DeploymentState::Live {
+                    return Ok(());
+                }
                 deployer::restore(&self.ctx, &deployment).await?;
                 info!(deployment.id = %id, "Started deployment {id} of `{}` again", deployment.target.tag);
             }
+            Action::MakeLink(id, link) => {
+                let deployment = self.ctx.store.deployment(*id).await?;
+                if deployment.state == DeploymentState::Live {
+                    let artifact = self.ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
+                    self.ctx.machine.ensure_site_link(link, &artifact.store_path).await?;
+                    crash::point(Point::RestoreLinkMade);
+                    info!(deployment.id = %id, "Linked `{}` of {} again", link.site, link.project);
+                }
+            }
+            Action::MakeRoot(build, name) => {
+                let artifact = self.ctx.store.artifact(*build, name).await?;
+                self.ctx.machine.ensure_gc_root(*build, name, &artifact.store_path).await?;
+                crash::point(Point::RestoreRootMade);
+                info!(build.id = %build, "Kept `{name}` of build {build} from the garbage collector again");
+            }
             Action::RemoveUnit(unit) => {
                 self.ctx.machine.stop_unit(unit).await?;
+                crash::point(Point::OrphanUnitStopped);
                 self.ctx.machine.remove_unit(unit).await?;
+                crash::point(Point::OrphanUnitRemoved);
                 info!("Removed `{unit}`, which belonged to nothing");
             }
             Action::RemoveRoot(build, name) => {
                 self.ctx.machine.remove_gc_root(*build, name).await?;
+                crash::point(Point::RootRemoved);
                 self.ctx.store.forget_root(*build, name).await?;
+                crash::point(Point::RootForgotten);
             }
-            Action::RemoveLink(link) => self.ctx.machine.remove_site_link(link).await?,
+            Action::RemoveLink(link) => {
+                self.ctx.machine.remove_site_link(link).await?;
+                crash::point(Point::OrphanLinkRemoved);
+            }
             Action::RemoveData(project, slug, service) => {
                 self.ctx.machine.remove_data_dir(project, slug, service).await?;
+                crash::point(Point::OrphanDataRemoved);
             }
-            Action::RemoveWorkDir(build) => self.ctx.machine.remove_work_dir(*build).await?,
+            Action::RemoveWorkDir(build) => {
+                self.ctx.machine.remove_work_dir(*build).await?;
+                crash::point(Point::OrphanWorkDirRemoved);
+            }
+            Action::RemoveLogDir(build) => {
+                self.ctx.machine.remove_log_dir(*build).await?;
+                crash::point(Point::OrphanLogDirRemoved);
+            }
         }
         Ok(())
     }

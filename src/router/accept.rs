@@ -93,13 +93,14 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        let Some(of_one) = self.shared.places_of_one.take(Some(peer)) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
             return;
         }
         let watch = self.shared.workers[self.lane].watches.add();
         let origin = Origin::new(peer.ip(), self.port, "http");
-        let visitor = Arc::new(Visitor::new(peer, origin, self.lane, watch, place));
+        let visitor = Arc::new(Visitor::new(peer, origin, self.lane, watch, (place, of_one)));
         self.shared.tasks.spawn(connection::serve(Arc::clone(self.shared), stream, visitor));
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::headers::Origin;
 use super::watch::{Moment, Watch};
 use super::{Shared, Stage, dispatch};
+use crate::places::Place;
 
 /// The most that is read of a request before buffers are made for it.
 const FIRST: usize = 1024;
@@ -45,8 +46,8 @@ pub(super) struct Visitor {
     heard: AtomicBool,
     /// Whether he takes nothing of an answer at the moment.
     stalled: AtomicBool,
-    /// One of the places there are for connections.
-    _place: OwnedSemaphorePermit,
+    /// One of the places there are for connections, and one of those that an address may have.
+    _places: (OwnedSemaphorePermit, Place),
 }
 
 impl Visitor {
@@ -56,7 +57,7 @@ impl Visitor {
         origin: Origin,
         lane: usize,
         watch: Watch,
-        place: OwnedSemaphorePermit,
+        places: (OwnedSemaphorePermit, Place),
     ) -> Self {
         Self {
             peer,
@@ -67,7 +68,7 @@ impl Visitor {
             since_ms: AtomicU64::new(Moment::now().as_ms()),
             heard: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
-            _place: place,
+            _places: places,
         }
     }
 

@@ -86,10 +86,12 @@ fn begin(
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
         return (Begun::Control(Box::new(parts)), Some(body));
     }
-    match shared.table.load().find(host) {
-        None => (Begun::Refused(Problem::UnknownHost), None),
-        Some(Entry::Site(site)) => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
-        Some(Entry::Service(upstream)) => {
+    let table = shared.table.load();
+    let Some((entry, seen)) = table.find(host) else { return (Begun::Refused(Problem::UnknownHost), None) };
+    seen.note();
+    match entry {
+        Entry::Site(site) => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
+        Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Exchange::new(&parts, host, &visitor.origin, body);
             let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
@@ -113,7 +115,7 @@ async fn ask_service(
         }
         // It was draining, so a newer table is on its way or there.
         tokio::task::yield_now().await;
-        claim = match host.and_then(|host| shared.table.load().find(host).cloned()) {
+        claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
             None => return Err(Problem::UnknownHost),
             Some(Entry::Site(_)) => return Err(Problem::Switching),
             Some(Entry::Service(upstream)) => upstream.claim(),
@@ -143,6 +145,8 @@ async fn ask_control(
     };
     headers::clean_request(&mut parts.headers, host, &visitor.origin);
     parts.extensions.insert(FromOutside { peer: visitor.peer });
+    // What the visitor says of himself in headers counts for nothing.
+    parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
     let body = axum::body::Body::new(RequestBody::new(body, shared.timeouts.idle));
     let answering = control.clone().oneshot(Request::from_parts(parts, body));
     let answered = match shared.home.get() {

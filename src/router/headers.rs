@@ -44,14 +44,13 @@ pub(super) fn admit(parts: &mut Parts) -> Result<String, Problem> {
     }
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => canonical(host.as_bytes()).ok_or(Problem::BadRequest("The Host header is not valid."))?,
+        (Some(host), None) => host_of(host.as_bytes()).ok_or(Problem::BadRequest("The Host header is not valid."))?,
         (None, _) => return Err(Problem::BadRequest("The request names no host.")),
         (Some(_), Some(_)) => return Err(Problem::BadRequest("The request names more than one host.")),
     };
     if let Some(authority) = parts.uri.authority() {
         let scheme = parts.uri.scheme_str();
-        if !matches!(scheme, Some("http" | "https")) || canonical(authority.as_str().as_bytes()).as_ref() != Some(&host)
-        {
+        if !matches!(scheme, Some("http" | "https")) || host_of(authority.as_str().as_bytes()).as_ref() != Some(&host) {
             return Err(Problem::BadRequest("The request's target and its Host header name different hosts."));
         }
         let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
@@ -71,7 +70,8 @@ pub(super) fn admit(parts: &mut Parts) -> Result<String, Problem> {
 }
 
 /// The canonical form of a Host header's value; `None` unless it is a DNS name or an address, maybe with a port.
-fn canonical(value: &[u8]) -> Option<String> {
+#[must_use]
+pub fn host_of(value: &[u8]) -> Option<String> {
     let value = std::str::from_utf8(value).ok()?;
     let (host, port) = match value.rfind(':') {
         Some(colon) if !value.ends_with(']') => (&value[..colon], &value[colon + 1..]),
@@ -288,7 +288,7 @@ mod tests {
             ("[::1]:80", "[::1]"),
             ("[0:0::1]", "[::1]"),
         ] {
-            assert_eq!(canonical(value.as_bytes()).as_deref(), Some(host), "{value}");
+            assert_eq!(host_of(value.as_bytes()).as_deref(), Some(host), "{value}");
         }
     }
 
@@ -312,7 +312,7 @@ mod tests {
             "a_b.example",
             "ä.example",
         ] {
-            assert_eq!(canonical(value.as_bytes()), None, "{value}");
+            assert_eq!(host_of(value.as_bytes()), None, "{value}");
         }
     }
 

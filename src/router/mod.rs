@@ -38,14 +38,19 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::headers::host_of;
 pub use self::settings::{Limits, RouterConfig, Timeouts};
 use self::table::RouteTable;
 use self::worker::Worker;
-use crate::model::{DeploymentId, HostName, Route};
+use crate::model::{DeploymentId, HostName, Route, TargetId};
+use crate::places::Places;
 use crate::store::{Store, StoreError};
+use crate::telemetry::chain;
 
 /// How often idle connections that are too old are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it is written down who was asked for.
+const REQUESTS_TICK: Duration = Duration::from_secs(60);
 
 /// On every request handed to the control service: it came from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +87,14 @@ impl Source {
             Self::Given(routes) => Ok(routes.lock().expect("no test panics while it holds the routes").clone()),
         }
     }
+
+    async fn note_requests(&self, targets: &[TargetId]) -> Result<(), StoreError> {
+        match self {
+            Self::Store(store) => store.note_requests(targets, jiff::Timestamp::now().as_millisecond()).await,
+            #[cfg(test)]
+            Self::Given(_) => Ok(()),
+        }
+    }
 }
 
 /// What all connections share.
@@ -97,6 +110,8 @@ struct Shared {
     reloading: Mutex<()>,
     /// Places for connections.
     places: Arc<Semaphore>,
+    /// The same, by address.
+    places_of_one: Places,
     /// One task for each connection, and for each after a switch of protocols.
     tasks: TaskTracker,
     /// How far the end has come, as [`Stage`].
@@ -158,6 +173,7 @@ impl Router {
             control,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
+            places_of_one: Places::new(limits.connections_of_one),
             limits,
             table: ArcSwap::default(),
             reloading: Mutex::default(),
@@ -182,6 +198,7 @@ impl Router {
             () = worker::serve(&self.shared, listeners, &shutdown) => {}
             () = keep_house(Handle { shared: Arc::clone(&self.shared) }) => {}
         }
+        Handle { shared: self.shared }.note_requests().await;
     }
 }
 
@@ -190,6 +207,8 @@ async fn keep_house(handle: Handle) {
     let mut tick = tokio::time::interval(handle.shared.timeouts.tick);
     tick.reset();
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut requests = tokio::time::interval(REQUESTS_TICK);
+    requests.reset();
     loop {
         tokio::select! {
             _ = tick.tick() => {
@@ -197,6 +216,7 @@ async fn keep_house(handle: Handle) {
                     tracing::error!(error = %err, "Could not rebuild the route table; the old one stays");
                 }
             }
+            _ = requests.tick() => handle.note_requests().await,
             _ = sweep.tick() => handle.shared.table.load().upstreams().for_each(|upstream| upstream.sweep()),
         }
     }
@@ -214,6 +234,20 @@ impl Handle {
         let table = RouteTable::build(&routes, &previous, &self.shared.store_dir, self.shared.workers.len());
         self.shared.table.store(Arc::new(table));
         Ok(())
+    }
+
+    /// Writes down which targets were asked for since the last time. What cannot be written is kept for the next.
+    pub async fn note_requests(&self) {
+        let table = self.shared.table.load_full();
+        let asked = table.take_asked();
+        if asked.is_empty() {
+            return;
+        }
+        let targets: Vec<_> = asked.iter().copied().collect();
+        if let Err(err) = self.shared.source.note_requests(&targets).await {
+            table.put_back(&asked);
+            tracing::warn!(error = %chain(&err), "Could not write down which services and sites were asked for");
+        }
     }
 
     /// Lets no new request into `deployment`, and returns when none is left in it; what is left at `deadline` is

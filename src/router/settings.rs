@@ -80,6 +80,8 @@ impl Default for Timeouts {
 pub struct Limits {
     /// Connections of visitors, upgraded ones included: 8192. More wait in the kernel's queue.
     pub connections: usize,
+    /// Of these, with one address (IPv6: one /64): 4096. More are turned away, so that there is room for others.
+    pub connections_of_one: usize,
     /// Headers of a request: 100.
     pub headers: usize,
     /// Bytes of a request's head: 64 KiB.
@@ -88,6 +90,6 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 8192, headers: 100, head_bytes: 64 * 1024 }
+        Self { connections: 8192, connections_of_one: 4096, headers: 100, head_bytes: 64 * 1024 }
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! **Invariant:** nothing here knows HTTP, and nothing here touches a socket or a file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::site::Site;
 use super::upstream::Upstream;
-use crate::model::{DeploymentId, Destination, Port, Route, StorePath};
+use crate::model::{DeploymentId, Destination, Port, Route, StorePath, TargetId};
 
 /// What answers for a host.
 #[derive(Debug, Clone)]
@@ -19,10 +20,33 @@ pub(super) enum Entry {
     Site(Arc<Site>),
 }
 
+/// Whether anybody has asked for a target since that was last written down.
+#[derive(Debug)]
+pub(super) struct Seen {
+    target: TargetId,
+    asked: AtomicBool,
+}
+
+impl Seen {
+    /// Notes a request.
+    pub(super) fn note(&self) {
+        // Read first: all who serve a busy target share this line of memory.
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Host {
+    entry: Entry,
+    seen: Arc<Seen>,
+}
+
 /// Everything a request needs to find its way.
 #[derive(Debug, Default)]
 pub(super) struct RouteTable {
-    hosts: HashMap<Box<str>, Entry>,
+    hosts: HashMap<Box<str>, Host>,
     /// Upstreams of this table and of those before it that something still holds: a drain looks for them here.
     upstreams: Vec<Weak<Upstream>>,
 }
@@ -35,6 +59,8 @@ impl RouteTable {
     /// `lanes` is how many threads keep connections.
     pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path, lanes: usize) -> Self {
         let mut sites: Vec<Arc<Site>> = previous.sites().cloned().collect();
+        let mut seen: HashMap<TargetId, Arc<Seen>> =
+            previous.hosts.values().map(|host| (host.seen.target, Arc::clone(&host.seen))).collect();
         let mut hosts = HashMap::with_capacity(routes.len());
         // Those whose drain has begun are carried along only to be found.
         let (closed, open): (Vec<_>, Vec<_>) = previous.upstreams().partition(|upstream| upstream.is_closed());
@@ -50,15 +76,30 @@ impl RouteTable {
                 }
                 Destination::Site { root, spa } => Entry::Site(site(&mut sites, root, *spa, store_dir)),
             };
-            hosts.insert(route.host.as_str().into(), entry);
+            let seen = Arc::clone(
+                seen.entry(route.target)
+                    .or_insert_with(|| Arc::new(Seen { target: route.target, asked: AtomicBool::new(false) })),
+            );
+            hosts.insert(route.host.as_str().into(), Host { entry, seen });
         }
         let upstreams = open.values().chain(&closed).map(Arc::downgrade).collect();
         Self { hosts, upstreams }
     }
 
     /// What answers for `host`, a name in lower case without port or trailing dot.
-    pub(super) fn find(&self, host: &str) -> Option<&Entry> {
-        self.hosts.get(host)
+    pub(super) fn find(&self, host: &str) -> Option<(&Entry, &Seen)> {
+        self.hosts.get(host).map(|host| (&host.entry, &*host.seen))
+    }
+
+    /// The targets that were asked for since the last call, and those with a request or a WebSocket inside.
+    pub(super) fn take_asked(&self) -> BTreeSet<TargetId> {
+        let asked = |host: &&Host| host.seen.asked.swap(false, Ordering::Relaxed) || host.entry.is_busy();
+        self.hosts.values().filter(asked).map(|host| host.seen.target).collect()
+    }
+
+    /// Takes a [`Self::take_asked`] back, since it could not be written down.
+    pub(super) fn put_back(&self, asked: &BTreeSet<TargetId>) {
+        self.hosts.values().filter(|host| asked.contains(&host.seen.target)).for_each(|host| host.seen.note());
     }
 
     /// The upstreams of `deployment`, in this table or left over from one before it.
@@ -72,10 +113,20 @@ impl RouteTable {
     }
 
     fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
-        self.hosts.values().filter_map(|entry| match entry {
+        self.hosts.values().filter_map(|host| match &host.entry {
             Entry::Site(site) => Some(site),
             Entry::Service(_) => None,
         })
+    }
+}
+
+impl Entry {
+    /// Whether a request, or what has become of one, is inside.
+    fn is_busy(&self) -> bool {
+        match self {
+            Self::Service(upstream) => upstream.claims() > 0,
+            Self::Site(_) => false,
+        }
     }
 }
 
@@ -95,6 +146,7 @@ mod tests {
     fn route(host: &str, deployment: i64, port: u16) -> Route {
         Route {
             host: host.parse().unwrap(),
+            target: TargetId(deployment),
             deployment: DeploymentId(deployment),
             destination: Destination::Service { port: port.try_into().unwrap(), health_path: None },
             drain_secs: 30,
@@ -107,7 +159,7 @@ mod tests {
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {
         match table.find(host) {
-            Some(Entry::Service(upstream)) => Arc::clone(upstream),
+            Some((Entry::Service(upstream), _)) => Arc::clone(upstream),
             other => panic!("{host} leads to {other:?}"),
         }
     }
@@ -147,6 +199,31 @@ mod tests {
         drop(held);
         assert!(third.upstreams_of(DeploymentId(1)).is_empty());
         assert_eq!(third.upstreams().count(), 1);
+    }
+
+    #[test]
+    fn a_request_is_told_of_once_whatever_became_of_the_table_meanwhile() {
+        let old = Route { target: TargetId(5), ..route("a.example", 1, 18000) };
+        let custom = Route { host: "b.example".parse().unwrap(), ..old.clone() };
+        let new = Route { target: TargetId(5), ..route("a.example", 2, 18001) };
+        let other = Route { target: TargetId(6), ..route("c.example", 3, 18002) };
+        let first = build(&[old, custom, other.clone()], &RouteTable::default());
+        first.find("b.example").unwrap().1.note();
+        let second = build(&[new, other], &first);
+        let asked = second.take_asked();
+        assert_eq!(asked, [TargetId(5)].into());
+        assert!(second.take_asked().is_empty() && first.take_asked().is_empty());
+        second.put_back(&asked);
+        assert_eq!(second.take_asked(), asked);
+    }
+
+    #[test]
+    fn a_target_with_somebody_inside_counts_as_asked_for() {
+        let table = build(&[route("a.example", 1, 18000)], &RouteTable::default());
+        let inside = upstream(&table, "a.example").claim().unwrap();
+        assert_eq!(table.take_asked(), [TargetId(1)].into());
+        drop(inside);
+        assert!(table.take_asked().is_empty());
     }
 
     #[tokio::test]

@@ -84,7 +84,6 @@ impl Upstream {
     }
 
     /// How many requests are inside.
-    #[cfg(test)]
     pub(super) fn claims(&self) -> usize {
         self.in_flight.len()
     }

@@ -76,58 +76,6 @@ impl Store {
         Ok(state)
     }
 
-    /// Artifacts whose GC roots serve nobody any more: of builds that ended without a deployment of it, of targets
-    /// that are gone, and older than the last 5 of their target; never one that an open deployment uses.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn surplus_roots(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
-        let rows = sqlx::query!(
-            r#"select a.build_id as "build!: BuildId", a.name as "name!: ServiceName"
-               from artifacts a join builds b on b.id = a.build_id
-               left join targets t on t.branch_id = b.branch_id and t.name = a.name and t.gone_at is null
-               where a.rooted = 1 and b.state not in ('queued', 'building')
-                 and not exists (
-                     select 1 from deployments d join targets dt on dt.id = d.target_id
-                     where d.build_id = a.build_id and dt.name = a.name
-                       and d.state in ('pending', 'starting', 'live', 'draining'))
-                 and (t.id is null or b.state = 'cancelled'
-                      or (select count(*) from artifacts n join builds nb on nb.id = n.build_id
-                          where nb.branch_id = b.branch_id and n.name = a.name and n.rooted = 1
-                            and n.build_id > a.build_id) >= 5)"#
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("look for surplus roots"))?;
-        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
-    }
-
-    /// Artifacts that a GC root keeps.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn rooted_artifacts(&self) -> Result<Vec<(BuildId, ServiceName)>, StoreError> {
-        let rows = sqlx::query!(
-            r#"select build_id as "build!: BuildId", name as "name!: ServiceName" from artifacts where rooted = 1"#
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("read the rooted artifacts"))?;
-        Ok(rows.into_iter().map(|row| (row.build, row.name)).collect())
-    }
-
-    /// Notes that the GC root of an artifact is gone.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn forget_root(&self, build: BuildId, name: &ServiceName) -> Result<(), StoreError> {
-        sqlx::query!("update artifacts set rooted = 0 where build_id = ? and name = ?", build, name)
-            .execute(&self.writer)
-            .await
-            .map_err(during("forget a root"))?;
-        Ok(())
-    }
-
     /// The artifact a deployment of `name` runs.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use sqlx::{Sqlite, Transaction};
 use super::deliveries::close_branch_if_empty;
 use super::targets::{ask_teardown_of_unnamed, ensure_target};
 use super::{RunId, Store, StoreError, during, now};
+use crate::crash::{self, Point};
 use crate::model::settings::Manifest;
 use crate::model::{
     BranchId, BranchRef, BranchSlug, BuildEvent, BuildId, BuildState, CommitSha, Environment, HostName, ProjectName,
@@ -42,7 +43,8 @@ pub enum BuildOutcome {
 }
 
 impl Store {
-    /// Claims the next build, if there is one that may run: projects take turns, prod first within each, then by age.
+    /// Claims the next build, if there is one that may run: projects take turns, prod first within each, then the
+    /// branch that has waited longest. A branch that is pushed to again keeps its place.
     ///
     /// # Errors
     /// When the database refuses.
@@ -58,7 +60,11 @@ impl Store {
                    join projects p on p.name = br.project
                    where b.state = 'queued'
                      and not exists (select 1 from builds r where r.branch_id = b.branch_id and r.state = 'building')
-                   order by p.claimed_at, br.environment <> 'prod', b.id
+                   order by p.claimed_at, br.environment <> 'prod',
+                       (select min(w.id) from builds w where w.branch_id = b.branch_id and w.id > coalesce((
+                           select c.id from builds c
+                           where c.branch_id = b.branch_id and c.state not in ('queued', 'superseded')
+                           order by c.id desc limit 1), 0))
                    limit 1)
                returning id as "id!: BuildId""#,
             run,
@@ -69,10 +75,15 @@ impl Store {
         .map_err(during("claim a build"))?;
         let Some(id) = id else { return Ok(None) };
         let build = read_claimed(&mut tx, id).await?;
-        sqlx::query!("update projects set claimed_at = ? where name = ?", at, build.project)
-            .execute(&mut *tx)
-            .await
-            .map_err(during("note a project's turn"))?;
+        // Later than any other, whatever the clock says: one that was put back must not cost a project its turns.
+        sqlx::query!(
+            "update projects set claimed_at = max(?, (select max(claimed_at) + 1 from projects)) where name = ?",
+            at,
+            build.project
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(during("note a project's turn"))?;
         tx.commit().await.map_err(during("claim a build"))?;
         Ok(Some(build))
     }
@@ -153,6 +164,17 @@ impl Store {
             .fetch_all(&self.readers)
             .await
             .map_err(during("read the open builds"))
+    }
+
+    /// Whether a build waits for its turn.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn has_queued_builds(&self) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(r#"select exists (select 1 from builds where state = 'queued') as "queued!: bool""#)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(during("look for queued builds"))
     }
 
     /// Running builds that somebody wants stopped.
@@ -264,6 +286,7 @@ impl Store {
         .await
         .map_err(during("finish a build"))?;
         close_branch_if_empty(&mut tx, build.branch_id).await?;
+        crash::point(Point::BuildUncommitted);
         tx.commit().await.map_err(during("finish a build"))?;
         Ok(state)
     }

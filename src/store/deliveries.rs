@@ -2,7 +2,9 @@
 
 use sqlx::{Sqlite, Transaction};
 
+use super::group_commit::Request;
 use super::{Store, StoreError, during, now};
+use crate::crash::{self, Point};
 use crate::model::{BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DeliveryId, Environment, ProjectName};
 
 /// One delivery of a webhook.
@@ -61,36 +63,7 @@ impl Store {
     /// # Errors
     /// When the database refuses; then nothing was recorded.
     pub async fn accept_push(&self, delivery: Option<&Delivery>, push: &Push) -> Result<Accepted, StoreError> {
-        let mut tx = self.begin("record a push").await?;
-        if let Some(delivery) = delivery
-            && let Some(before) = find_delivery(&mut tx, &push.project, delivery).await?
-        {
-            return Ok(Accepted::Redelivered(before));
-        }
-        let branch = ensure_branch(&mut tx, push).await?;
-        let newest = sqlx::query!(
-            r#"select id as "id: BuildId", commit_sha, state, cancel_requested_at from builds
-               where branch_id = ? order by id desc limit 1"#,
-            branch
-        )
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(during("read the newest build"))?;
-        let same = newest.filter(|newest| {
-            newest.commit_sha == push.commit.as_str()
-                && matches!(newest.state.as_str(), "queued" | "building")
-                && newest.cancel_requested_at.is_none()
-        });
-        let accepted = match same {
-            // An operator's own request (no delivery) always builds.
-            Some(same) if delivery.is_some() => Accepted::AlreadyBuilding(same.id),
-            _ => Accepted::Queued(insert_build(&mut tx, branch, push).await?),
-        };
-        if let (Some(delivery), Accepted::Queued(build) | Accepted::AlreadyBuilding(build)) = (delivery, accepted) {
-            insert_delivery(&mut tx, &push.project, delivery, Some(build)).await?;
-        }
-        tx.commit().await.map_err(during("record a push"))?;
-        Ok(accepted)
+        self.deliveries.record(Request::Push(delivery.cloned(), push.clone())).await
     }
 
     /// Records that a branch goes: its builds are called off and its targets are to be torn down.
@@ -98,43 +71,86 @@ impl Store {
     /// # Errors
     /// When the database refuses; then nothing was recorded.
     pub async fn accept_removal(&self, delivery: Option<&Delivery>, removal: &Removal) -> Result<Accepted, StoreError> {
-        let mut tx = self.begin("record a removal").await?;
-        if let Some(delivery) = delivery {
-            if find_delivery(&mut tx, &removal.project, delivery).await?.is_some() {
-                return Ok(Accepted::Redelivered(None));
-            }
-            insert_delivery(&mut tx, &removal.project, delivery, None).await?;
-        }
-        let branch = sqlx::query_scalar!(
-            r#"update branches set wanted = 0 where project = ? and ref = ? and gone_at is null
-               returning id as "id!: BranchId""#,
-            removal.project,
-            removal.branch
-        )
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(during("mark a branch as gone"))?;
-        if let Some(branch) = branch {
-            cancel_builds(&mut tx, branch, &removal.reason).await?;
-            let at = now();
-            sqlx::query!(
-                "insert into teardowns (target_id, up_to, reason, requested_at)
-                 select id, (select coalesce(max(id), 0) from deployments), ?, ? from targets
-                 where branch_id = ? and gone_at is null
-                 on conflict (target_id) do update
-                 set up_to = excluded.up_to, after_build = null, reason = excluded.reason",
-                removal.reason,
-                at,
-                branch
-            )
-            .execute(&mut *tx)
-            .await
-            .map_err(during("ask for a branch's teardown"))?;
-            close_branch_if_empty(&mut tx, branch).await?;
-        }
-        tx.commit().await.map_err(during("record a removal"))?;
-        Ok(if branch.is_some() { Accepted::Removing } else { Accepted::NothingThere })
+        self.deliveries.record(Request::Removal(delivery.cloned(), removal.clone())).await
     }
+}
+
+pub(super) async fn record_push(
+    tx: &mut Transaction<'_, Sqlite>,
+    delivery: Option<&Delivery>,
+    push: &Push,
+) -> Result<Accepted, StoreError> {
+    if let Some(delivery) = delivery
+        && let Some(before) = find_delivery(tx, &push.project, delivery).await?
+    {
+        return Ok(Accepted::Redelivered(before));
+    }
+    let branch = ensure_branch(tx, push).await?;
+    let newest = sqlx::query!(
+        r#"select id as "id: BuildId", commit_sha, state, cancel_requested_at from builds
+           where branch_id = ? order by id desc limit 1"#,
+        branch
+    )
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(during("read the newest build"))?;
+    let same = newest.filter(|newest| {
+        newest.commit_sha == push.commit.as_str()
+            && matches!(newest.state.as_str(), "queued" | "building")
+            && newest.cancel_requested_at.is_none()
+    });
+    let accepted = match same {
+        // An operator's own request (no delivery) always builds.
+        Some(same) if delivery.is_some() => Accepted::AlreadyBuilding(same.id),
+        _ => Accepted::Queued(insert_build(tx, branch, push).await?),
+    };
+    if let (Some(delivery), Accepted::Queued(build) | Accepted::AlreadyBuilding(build)) = (delivery, accepted) {
+        insert_delivery(tx, &push.project, delivery, Some(build)).await?;
+    }
+    crash::point(Point::DeliveryUncommitted);
+    Ok(accepted)
+}
+
+pub(super) async fn record_removal(
+    tx: &mut Transaction<'_, Sqlite>,
+    delivery: Option<&Delivery>,
+    removal: &Removal,
+) -> Result<Accepted, StoreError> {
+    if let Some(delivery) = delivery {
+        if find_delivery(tx, &removal.project, delivery).await?.is_some() {
+            return Ok(Accepted::Redelivered(None));
+        }
+        insert_delivery(tx, &removal.project, delivery, None).await?;
+    }
+    let branch = sqlx::query_scalar!(
+        r#"update branches set wanted = 0 where project = ? and ref = ? and gone_at is null
+           returning id as "id!: BranchId""#,
+        removal.project,
+        removal.branch
+    )
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(during("mark a branch as gone"))?;
+    if let Some(branch) = branch {
+        cancel_builds(tx, branch, &removal.reason).await?;
+        let at = now();
+        sqlx::query!(
+            "insert into teardowns (target_id, up_to, reason, requested_at)
+             select id, (select coalesce(max(id), 0) from deployments), ?, ? from targets
+             where branch_id = ? and gone_at is null
+             on conflict (target_id) do update
+             set up_to = excluded.up_to, after_build = null, reason = excluded.reason",
+            removal.reason,
+            at,
+            branch
+        )
+        .execute(&mut **tx)
+        .await
+        .map_err(during("ask for a branch's teardown"))?;
+        close_branch_if_empty(tx, branch).await?;
+    }
+    crash::point(Point::RemovalUncommitted);
+    Ok(if branch.is_some() { Accepted::Removing } else { Accepted::NothingThere })
 }
 
 /// The build an earlier delivery of the same id made; the outer `None` when there was no such delivery.

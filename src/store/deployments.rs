@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{RunId, Store, StoreError, Target, during, now};
-use crate::model::{BuildId, CommitSha, DeploymentId, DeploymentState, Ending, Kind, Step, TargetId};
+use crate::model::{
+    BranchSlug, BuildId, CommitSha, DeploymentId, DeploymentState, Ending, Kind, ProjectName, ServiceName, Step,
+    StorePath, TargetId, TargetTag,
+};
 
 /// A deployment as the deployer sees it.
 #[derive(Debug, Clone)]
@@ -39,6 +42,32 @@ pub struct Claims<'a> {
     pub limit: u32,
 }
 
+/// A deployment of a service that has not ended, as far as its unit goes.
+#[derive(Debug, Clone)]
+pub struct OpenService {
+    /// Which.
+    pub id: DeploymentId,
+    /// The stem of its unit's name.
+    pub tag: TargetTag,
+    /// Whether it is live, so that its unit has to run.
+    pub is_live: bool,
+}
+
+/// A site's version that is live and has nothing left to do.
+#[derive(Debug, Clone)]
+pub struct LiveSite {
+    /// Which.
+    pub id: DeploymentId,
+    /// Whose.
+    pub project: ProjectName,
+    /// The branch's short name.
+    pub slug: BranchSlug,
+    /// The site's name.
+    pub name: ServiceName,
+    /// What is served.
+    pub store_path: StorePath,
+}
+
 impl Store {
     /// Claims deployments with something to do. Of one target at most one starts at a time; older ones that have
     /// not started when a newer waits are called off.
@@ -72,7 +101,8 @@ impl Store {
                      and (d.state <> 'pending' or d.ending is not null or not exists (
                          select 1 from teardowns td
                          where td.target_id = d.target_id and td.up_to < d.id and td.after_build is null))
-                   order by d.id limit ?)
+                   -- The sign keeps SQLite from looking through all there ever were in this order.
+                   order by +d.id limit ?)
                returning id as "id!: DeploymentId""#,
             run,
             at,
@@ -164,17 +194,53 @@ impl Store {
             .map_err(during("read the live deployments"))
     }
 
-    /// Deployments that may have something on the machine: started, and not ended.
+    /// Services' deployments that have not ended, oldest first.
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn open_deployments(&self) -> Result<Vec<DeploymentId>, StoreError> {
-        sqlx::query_scalar!(
-            r#"select id as "id!: DeploymentId" from deployments
-               where state in ('pending', 'starting', 'live', 'draining') order by id"#
+    pub async fn open_services(&self) -> Result<Vec<OpenService>, StoreError> {
+        sqlx::query_as!(
+            OpenService,
+            r#"select d.id as "id!: _", t.tag as "tag!: _", d.state = 'live' as "is_live!: bool"
+               from deployments d join targets t on t.id = d.target_id
+               join artifacts a on a.build_id = d.build_id and a.name = t.name
+               where d.state in ('pending', 'starting', 'live', 'draining') and a.kind = 'service' order by d.id"#
         )
         .fetch_all(&self.readers)
         .await
-        .map_err(during("read the open deployments"))
+        .map_err(during("read the open services"))
+    }
+
+    /// The live sites. One whose switch is not over is about to get its link from the deployer, and left out.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn live_sites(&self) -> Result<Vec<LiveSite>, StoreError> {
+        sqlx::query_as!(
+            LiveSite,
+            r#"select d.id as "id!: _", br.project as "project!: _", br.slug as "slug!: _", t.name as "name!: _",
+               a.store_path as "store_path!: _"
+               from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
+               join artifacts a on a.build_id = d.build_id and a.name = t.name
+               where d.state = 'live' and d.step is null and a.kind = 'site' order by d.id"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read the live sites"))
+    }
+
+    /// Whether a newer version of its target waits for this one to get out of the way.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn holds_up_another(&self, deployment: DeploymentId) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(
+            r#"select exists (select 1 from deployments d join deployments n on n.target_id = d.target_id
+               where d.id = ? and n.id > d.id and n.state = 'pending' and n.ending is null) as "held!: bool""#,
+            deployment
+        )
+        .fetch_one(&self.readers)
+        .await
+        .map_err(during("look for newer versions of a target"))
     }
 }

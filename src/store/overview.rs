@@ -25,7 +25,7 @@ pub struct BuildView {
     pub environment: Environment,
     /// Where it stands.
     pub state: BuildState,
-    /// Why it failed or was cancelled.
+    /// Why it failed or was cancelled; in the API's answers also what it waits for.
     pub reason: Option<String>,
     /// Milliseconds since 1970.
     pub queued_at: i64,
@@ -79,7 +79,7 @@ pub struct DeploymentView {
     pub state: DeploymentState,
     /// What is done next.
     pub step: Option<Step>,
-    /// Why it failed or was called off.
+    /// Why it failed or was called off, or what it waits for.
     pub reason: Option<String>,
     /// Where visitors find it.
     pub host: HostName,
@@ -89,6 +89,8 @@ pub struct DeploymentView {
     pub journal_tag: TargetTag,
     /// Whether the branch's newest kennel.toml no longer names it.
     pub unnamed: bool,
+    /// When its target was torn down because nobody used it, if it was; in milliseconds since 1970.
+    pub expired_at: Option<i64>,
     /// Milliseconds since 1970.
     pub created_at: i64,
     /// Milliseconds since 1970.
@@ -125,20 +127,27 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<BuildView>, StoreError> {
-        let Filter { all, build, deployment: _ } = scope.filter();
+        let (which, id) = match scope {
+            // A build is the only one of its own.
+            Scope::OfBuild(build) => ("one", build.0),
+            scope => scope.words(),
+        };
         let rows = sqlx::query_as!(
             BuildRow,
             r#"select b.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", b.commit_sha as "commit!: _",
                b.title, br.environment as "environment!: _", b.state as "state!: _", b.reason, b.queued_at as "queued_at!",
                b.started_at, b.finished_at, b.fetch_ms, b.nix_ms
                from builds b join branches br on br.id = b.branch_id
-               where (?1 is null or br.project = ?1) and (?2 is null or b.id = ?2)
-                 and (?3 or b.state in ('queued', 'building')
-                      or (br.gone_at is null and b.id = (select max(n.id) from builds n where n.branch_id = br.id)))
+               where (?1 is null or br.project = ?1) and b.id in (
+                   select ?3 where ?2 = 'one'
+                   union all select id from builds where ?2 = 'all'
+                   union select id from builds where ?2 = 'current' and state in ('queued', 'building')
+                   union select (select max(n.id) from builds n where n.branch_id = w.id) from branches w
+                         where ?2 = 'current' and w.gone_at is null)
                order by b.id desc limit ?4"#,
             project,
-            build,
-            all,
+            which,
+            id,
             limit
         )
         .fetch_all(&self.readers)
@@ -181,25 +190,37 @@ impl Store {
         scope: Scope,
         limit: u32,
     ) -> Result<Vec<DeploymentView>, StoreError> {
-        let Filter { all, build, deployment } = scope.filter();
+        let (which, id) = scope.words();
         let rows = sqlx::query_as!(
             DeploymentRow,
             r#"select d.id as "id!: _", br.project as "project!: _", br.ref as "branch!: _", t.name as "service!: _",
                t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
-               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _", d.reason, t.host as "host!: _",
+               b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _",
+               coalesce(d.reason, case when d.attempts > 0 then (select e.detail from deployment_events e
+                   where e.deployment_id = d.id order by e.id desc limit 1) end) as "reason?", t.host as "host!: _",
                p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
+               case when t.gone_at is not null then ex.expired_at end as "expired_at: i64",
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
                from deployments d join targets t on t.id = d.target_id join branches br on br.id = t.branch_id
                join builds b on b.id = d.build_id left join ports p on p.deployment_id = d.id
-               where (?1 is null or br.project = ?1) and (?2 is null or d.build_id = ?2) and (?5 is null or d.id = ?5)
-                 and (?3 or d.state in ('pending', 'starting', 'live', 'draining')
-                      or (t.gone_at is null and d.id = (select max(n.id) from deployments n where n.target_id = t.id)))
+               left join expiries ex on ex.target_id = t.id and ex.expired_at > t.created_at
+               where (?1 is null or br.project = ?1) and d.id in (
+                   select ?3 where ?2 = 'one'
+                   union all select id from deployments where ?2 = 'build' and build_id = ?3
+                   union all select id from deployments where ?2 = 'all'
+                   union select id from deployments
+                         where ?2 = 'current' and state in ('pending', 'starting', 'live', 'draining')
+                   union select (select max(n.id) from deployments n where n.target_id = w.id) from targets w
+                         where ?2 = 'current' and w.gone_at is null
+                   union select (select max(n.id) from deployments n where n.target_id = w.id and n.state = 'retired')
+                         from expiries e join targets w on w.id = e.target_id join branches wb on wb.id = w.branch_id
+                         where ?2 = 'current' and w.gone_at is not null and wb.gone_at is null
+                           and e.expired_at > w.created_at)
                order by d.id desc limit ?4"#,
             project,
-            build,
-            all,
-            limit,
-            deployment
+            which,
+            id,
+            limit
         )
         .fetch_all(&self.readers)
         .await
@@ -237,7 +258,8 @@ impl Store {
 pub enum Scope {
     /// Every row.
     All,
-    /// Those that have not ended, and the newest of each branch or target that is there.
+    /// Those that have not ended, the newest of each branch or target that is there, and the last of each target
+    /// that nobody used while its branch was there.
     Current,
     /// One build, or its deployments.
     OfBuild(BuildId),
@@ -245,23 +267,15 @@ pub enum Scope {
     One(DeploymentId),
 }
 
-/// A scope as the queries take it.
-struct Filter {
-    /// Whether rows of the past count too.
-    all: bool,
-    build: Option<BuildId>,
-    deployment: Option<DeploymentId>,
-}
-
 impl Scope {
-    fn filter(self) -> Filter {
-        let (all, build, deployment) = match self {
-            Self::All => (true, None, None),
-            Self::Current => (false, None, None),
-            Self::OfBuild(build) => (true, Some(build), None),
-            Self::One(deployment) => (true, None, Some(deployment)),
-        };
-        Filter { all, build, deployment }
+    /// As the queries take it: which rows, and of what. Each finds them by an index, but for [`Scope::All`].
+    fn words(self) -> (&'static str, i64) {
+        match self {
+            Self::All => ("all", 0),
+            Self::Current => ("current", 0),
+            Self::OfBuild(build) => ("build", build.0),
+            Self::One(deployment) => ("one", deployment.0),
+        }
     }
 }
 
@@ -317,6 +331,7 @@ struct DeploymentRow {
     port: Option<Port>,
     journal_tag: TargetTag,
     unnamed: bool,
+    expired_at: Option<i64>,
     created_at: i64,
     started_at: Option<i64>,
     live_at: Option<i64>,
@@ -341,6 +356,7 @@ impl From<DeploymentRow> for DeploymentView {
             port: row.port,
             journal_tag: row.journal_tag,
             unnamed: row.unnamed,
+            expired_at: row.expired_at,
             created_at: row.created_at,
             started_at: row.started_at,
             live_at: row.live_at,

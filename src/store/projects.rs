@@ -1,5 +1,7 @@
 //! Projects: which the daemon's file names, and what kennel knows of each.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, during};
@@ -57,11 +59,20 @@ impl Store {
         Ok(projects.into_iter().filter(|project| project.configured || project.targets > 0).collect())
     }
 
-    /// Notes which projects the daemon's file names, and that all others are no longer configured.
+    /// Notes which projects the daemon's file names, and that all others are no longer configured. Writes nothing when
+    /// that is known, so that kennel starts on a full disk as well.
     ///
     /// # Errors
     /// When the database refuses.
     pub async fn note_projects<'a>(&self, names: impl IntoIterator<Item = &'a ProjectName>) -> Result<(), StoreError> {
+        let names: BTreeSet<&str> = names.into_iter().map(ProjectName::as_str).collect();
+        let known = sqlx::query_scalar!("select name from projects where configured = 1")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("read the projects"))?;
+        if names == known.iter().map(String::as_str).collect() {
+            return Ok(());
+        }
         let mut tx = self.begin("note the projects").await?;
         sqlx::query!("update projects set configured = 0")
             .execute(&mut *tx)

@@ -11,7 +11,7 @@ impl Store {
     /// When the database refuses.
     pub async fn routes(&self) -> Result<Vec<Route>, StoreError> {
         let rows = sqlx::query!(
-            r#"select r.host as "host!: HostName", d.id as "deployment!: DeploymentId", a.settings,
+            r#"select r.host as "host!: HostName", r.target_id as "target!: TargetId", d.id as "deployment!: DeploymentId", a.settings,
                a.store_path as "store_path!: StorePath", p.port as "port?: Port"
                from routes r
                join deployments d on d.id = r.deployment_id
@@ -39,7 +39,13 @@ impl Store {
                 }
                 Settings::Site(site) => Destination::Site { root: row.store_path, spa: site.spa },
             };
-            routes.push(Route { host: row.host, deployment: row.deployment, destination, drain_secs });
+            routes.push(Route {
+                host: row.host,
+                target: row.target,
+                deployment: row.deployment,
+                destination,
+                drain_secs,
+            });
         }
         Ok(routes)
     }

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, during};
 use crate::model::DeploymentId;
 
 /// A secret that a deployment was given.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenSecret {
     /// The variable, and the credential.
     pub name: String,

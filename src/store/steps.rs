@@ -6,6 +6,7 @@ use sqlx::{Sqlite, Transaction};
 
 use super::secrets::give;
 use super::{ClaimedDeployment, GivenSecret, Store, StoreError, during, now};
+use crate::crash::{self, Point};
 use crate::model::deployment::Next;
 use crate::model::{DeploymentEvent, DeploymentId, DeploymentState, Ending, HostName, Step};
 
@@ -258,6 +259,7 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(during("switch a route"))?;
+        crash::point(Point::SwitchUncommitted);
         tx.commit().await.map_err(during("switch a route"))?;
         Ok(Switch::Live(replaced))
     }

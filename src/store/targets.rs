@@ -2,6 +2,7 @@
 
 use sqlx::{Sqlite, Transaction};
 
+use super::databases::end_databases_if_last;
 use super::deliveries::close_branch_if_empty;
 use super::{ClaimedBuild, Store, StoreError, during, now};
 use crate::model::names::Taken;
@@ -255,6 +256,7 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(during("finish a teardown"))?;
+        end_databases_if_last(&mut tx, teardown.target.branch_id).await?;
         close_branch_if_empty(&mut tx, teardown.target.branch_id).await?;
         tx.commit().await.map_err(during("finish a teardown"))?;
         Ok(())

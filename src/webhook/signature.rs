@@ -35,10 +35,28 @@ const GITHUB: Signed = ("X-Hub-Signature-256", "sha256=");
 const FORGEJO: Signed = ("X-Forgejo-Signature", "");
 const GITEA: Signed = ("X-Gitea-Signature", "");
 
-/// Checks the signature of `body`.
+/// The signatures a delivery bears, by header, checked for their form alone: what costs nothing.
 ///
-/// GitHub signs in `X-Hub-Signature-256` only. Forgejo and Gitea sign in up to three headers with one secret: at
-/// least one must be there, and every one that is must be right. SHA-1 signatures are not looked at.
+/// GitHub signs in `X-Hub-Signature-256` only. Forgejo and Gitea sign in up to three headers with one secret, and at
+/// least one must be there. SHA-1 signatures are not looked at.
+///
+/// # Errors
+/// When no body could be signed with these.
+pub fn read(repo_type: RepoType, headers: &HeaderMap) -> Result<Vec<(&'static str, [u8; 32])>, SignatureError> {
+    let accepted: &[Signed] = match repo_type {
+        RepoType::Github => &[GITHUB],
+        RepoType::Forgejo => &[FORGEJO, GITEA, GITHUB],
+    };
+    let mut signatures = Vec::with_capacity(accepted.len());
+    for &(header, prefix) in accepted {
+        let Some(value) = once(headers, header).map_err(|_| SignatureError::Repeated(header))? else { continue };
+        let signature = value.as_bytes().strip_prefix(prefix.as_bytes()).and_then(digits);
+        signatures.push((header, signature.ok_or(SignatureError::Malformed(header))?));
+    }
+    if signatures.is_empty() { Err(SignatureError::Missing(accepted[0].0)) } else { Ok(signatures) }
+}
+
+/// Checks the signature of `body`: every one that is there must be right.
 ///
 /// # Errors
 /// When the body cannot be trusted, and why, for the log.
@@ -48,28 +66,16 @@ pub fn verify(
     secret: &SecretString,
     body: &[u8],
 ) -> Result<(), SignatureError> {
-    let accepted: &[Signed] = match repo_type {
-        RepoType::Github => &[GITHUB],
-        RepoType::Forgejo => &[FORGEJO, GITEA, GITHUB],
-    };
     let secret = secret.expose_secret().as_bytes();
     if secret.is_empty() {
         return Err(SignatureError::NoSecret);
     }
-    let mut verdict = Err(SignatureError::Missing(accepted[0].0));
-    for &(header, prefix) in accepted {
-        let Some(value) = once(headers, header).map_err(|_| SignatureError::Repeated(header))? else { continue };
-        let signature = value
-            .as_bytes()
-            .strip_prefix(prefix.as_bytes())
-            .and_then(digits)
-            .ok_or(SignatureError::Malformed(header))?;
+    for (header, signature) in read(repo_type, headers)? {
         let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
         mac.update(body);
         mac.verify_slice(&signature).map_err(|_| SignatureError::Wrong(header))?;
-        verdict = Ok(());
     }
-    verdict
+    Ok(())
 }
 
 /// Exactly 64 hexadecimal digits.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use kennel::api::{self, Access, Api};
 use kennel::config::Config;
+use kennel::host::fake::{FakeBuild, FakeMachine};
 use kennel::model::deployment::Next;
 use kennel::model::settings::Manifest;
 use kennel::model::{BranchRef, BuildId, DeploymentId, Ending, Environment, ServiceName, Settings, Step};
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A daemon that serves its API and does no work of its own.
 struct Fixture {
     store: Store,
+    machine: FakeMachine,
     run: RunId,
     socket: PathBuf,
     logs: PathBuf,
@@ -60,7 +62,8 @@ impl Fixture {
         store.note_projects(config.projects.keys()).await.unwrap();
         let (socket, logs) = (dir.path().join("kennel.sock"), dir.path().join("logs"));
         let (shutdown, servers) = (CancellationToken::new(), JoinSet::new());
-        let mut fixture = Self { store, run: RunId::fresh(), socket, logs, shutdown, servers, dir };
+        let machine = FakeMachine::new(|_| FakeBuild::default());
+        let mut fixture = Self { store, machine, run: RunId::fresh(), socket, logs, shutdown, servers, dir };
         fixture.serve(config);
         fixture
     }
@@ -68,6 +71,7 @@ impl Fixture {
     fn serve(&mut self, config: Config) {
         let app = api::router(Api {
             store: self.store.clone(),
+            machine: Arc::new(self.machine.clone()),
             config: Arc::new(ArcSwap::from_pointee(config)),
             logs: self.logs.clone(),
             access: Arc::new(Access { token: None, group: own_group(), control_domain: None }),
@@ -480,6 +484,36 @@ async fn a_build_is_cancelled_and_a_target_torn_down() {
     --- exit 0
     "#);
     assert_eq!(fixture.store.due_teardowns().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn gc_shows_what_is_kept_and_why_and_frees_the_rest() {
+    let fixture = Fixture::busy().await;
+    let path = |n: u32, name: &str| format!("/nix/store/{n:032}-{name}").parse().unwrap();
+    fixture.machine.put(&path(9, "glibc"), 31_000_000, &[]);
+    for (n, name) in [(1, "api"), (1, "web"), (2, "api"), (2, "web")] {
+        fixture.machine.put(&path(n, name), u64::from(n) * 1_000, &[path(9, "glibc")]);
+    }
+    insta::assert_snapshot!(fixture.kennel(&["gc", "--plan"]).await.all(), @r#"
+    BUILD  PROJECT  BRANCH  SERVICE  REASON  COSTS  PATH
+        1  hello    main    api      live     1 kB  /nix/store/00000000000000000000000000000001-api
+        1  hello    main    web      live     1 kB  /nix/store/00000000000000000000000000000001-web
+    31 MB more are shared by two or more of them.
+    `kennel gc` frees 4 kB in 2 paths.
+    --- exit 0
+    "#);
+    insta::assert_snapshot!(fixture.kennel(&["gc"]).await.all(), @r#"
+    Freed 4 kB in 2 paths.
+    --- exit 0
+    "#);
+    insta::assert_snapshot!(fixture.kennel(&["gc"]).await.all(), @r#"
+    There was nothing to free.
+    --- exit 0
+    "#);
+    let plan: serde_json::Value = serde_json::from_str(&fixture.kennel(&["gc", "--plan", "--json"]).await.out).unwrap();
+    assert_eq!(plan["kept"][0]["reason"], "live");
+    fixture.machine.fault(kennel::host::fake::Op::FreeGarbage, 1, kennel::host::fake::Fault::Fail);
+    assert_eq!(fixture.kennel(&["gc"]).await.code, 1, "an exit code tells the truth");
 }
 
 #[tokio::test]

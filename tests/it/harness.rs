@@ -1,6 +1,6 @@
 //! The whole daemon in one process: real database, sockets and router, over a machine in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,15 +15,18 @@ use kennel::config;
 use kennel::daemon::{Parts, Running};
 use kennel::deployer::Interrupt;
 use kennel::host::BuildJob;
-use kennel::host::fake::{FakeBuild, FakeMachine, Gate};
+use kennel::host::fake::{FakeBuild, FakeMachine, Gate, Snapshot};
 use kennel::model::{BuildState, DeploymentState, StorePath};
 use kennel::store::{BuildView, DeploymentView, Scope, Store};
 use serde_json::json;
 use sha2::Sha256;
 use tempfile::TempDir;
 
+use crate::invariants::{self, Acknowledged, Machine, Rows};
+
 /// The project of these tests.
 pub(crate) const PROJECT: &str = "shop";
+const TOKEN: &str = "the operator's token";
 const SECRET: &str = "a secret of the test's own";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -82,6 +85,7 @@ pub(crate) struct Harness {
     scripts: Scripts,
     daemon: Option<Running>,
     deliveries: u32,
+    acknowledged: Mutex<Vec<Acknowledged>>,
 }
 
 impl Harness {
@@ -94,12 +98,13 @@ impl Harness {
     pub(crate) async fn start_with(interrupt: Interrupt) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), SECRET).unwrap();
+        std::fs::write(dir.path().join("token"), TOKEN).unwrap();
         let scripts = Scripts::default();
         let machine = FakeMachine::new({
             let scripts = scripts.clone();
             move |job| work(&scripts, job)
         });
-        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0 };
+        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0, acknowledged: Mutex::default() };
         harness.boot(interrupt).await;
         harness
     }
@@ -122,7 +127,8 @@ impl Harness {
         self.machine.clear_faults();
     }
 
-    fn daemon(&self) -> &Running {
+    /// The daemon itself.
+    pub(crate) fn daemon(&self) -> &Running {
         self.daemon.as_ref().expect("the daemon runs")
     }
 
@@ -135,7 +141,13 @@ impl Harness {
 
     /// Has the daemon read its file again, with more lines in the project's table.
     pub(crate) async fn reconfigure(&self, lines: &str) {
-        let path = self.file("config.toml", &format!("{}{lines}", config_text(self.dir.path())));
+        self.configure("", lines).await;
+    }
+
+    /// The same, with lines before the projects as well.
+    pub(crate) async fn configure(&self, daemon: &str, project: &str) {
+        let text = config_text(self.dir.path()).replace("[projects.", &format!("{daemon}\n[projects."));
+        let path = self.file("config.toml", &format!("{text}{project}\n"));
         self.daemon().reload(&path).await.unwrap();
     }
 
@@ -151,6 +163,11 @@ impl Harness {
     /// The rows.
     pub(crate) fn store(&self) -> &Store {
         self.daemon().store()
+    }
+
+    /// Where the API and the webhook listen.
+    pub(crate) fn api_addr(&self) -> SocketAddr {
+        self.daemon().api_addr
     }
 
     /// Where the router listens.
@@ -197,16 +214,20 @@ impl Harness {
 
     /// Delivers a body, signed.
     pub(crate) async fn deliver(&self, event: &str, delivery: &str, body: &str) -> (u16, serde_json::Value) {
-        let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
-        mac.update(body.as_bytes());
-        let signature: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let signature = signature(body);
         let headers = [
             ("content-type", "application/json"),
             ("x-forgejo-event", event),
             ("x-forgejo-delivery", delivery),
             ("x-forgejo-signature", &signature),
         ];
-        self.post(&format!("/webhook/{PROJECT}"), &headers, body.to_owned().into()).await
+        let (status, answer) = self.post(&format!("/webhook/{PROJECT}"), &headers, body.to_owned().into()).await;
+        let build = answer["build"].as_i64();
+        if status == 202 || (status == 200 && build.is_some()) {
+            let (project, delivery) = (PROJECT.to_owned(), delivery.to_owned());
+            self.acknowledged.lock().unwrap().push(Acknowledged { project, delivery, build });
+        }
+        (status, answer)
     }
 
     /// Posts to the API's port.
@@ -217,6 +238,26 @@ impl Harness {
         }
         let (status, body) = send(self.daemon().api_addr, request.body(Full::new(body)).unwrap()).await;
         (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Stops the daemon in order, and starts it again.
+    pub(crate) async fn restart(&mut self) {
+        self.daemon.take().expect("the daemon runs").stop().await;
+        self.boot(Interrupt::never()).await;
+    }
+
+    /// What the API answers an operator.
+    pub(crate) async fn api(&self, path: &str) -> serde_json::Value {
+        self.ask(http::Method::GET, path).await
+    }
+
+    /// The same, when something is to be done.
+    pub(crate) async fn ask(&self, method: http::Method, path: &str) -> serde_json::Value {
+        let request = http::Request::builder().method(method).uri(path);
+        let request = request.header("host", "127.0.0.1").header("authorization", format!("Bearer {TOKEN}"));
+        let (status, body) = send(self.daemon().api_addr, request.body(Full::new(Bytes::new())).unwrap()).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
     }
 
     /// GETs from a host through the router.
@@ -287,39 +328,67 @@ impl Harness {
         self.deployments().await.iter().rev().map(|deployment| deployment.state).collect()
     }
 
-    /// The machine holds what the rows say it should, and nothing else.
-    pub(crate) async fn assert_machine_equals_rows(&self) {
-        self.until("a machine that equals the rows", async |harness| {
-            let mut live: Vec<String> = harness
-                .deployments()
-                .await
-                .iter()
-                .filter(|deployment| !deployment.state.is_terminal() && deployment.kind == kennel::model::Kind::Service)
-                .map(|deployment| deployment.journal_tag.unit(deployment.id).to_string())
-                .collect();
-            live.sort();
-            let left = harness.machine.snapshot();
-            let names = |units: &[kennel::model::UnitName]| {
-                let mut names: Vec<String> = units.iter().map(ToString::to_string).collect();
-                names.sort();
-                names
-            };
-            let mut rooted = harness.store().rooted_artifacts().await.unwrap();
-            rooted.sort();
-            names(&left.units) == live
-                && names(&left.unit_files) == live
-                && names(&left.env_files) == live
-                && left.gc_roots.keys().cloned().collect::<Vec<_>>() == rooted
-                && left.work_dirs.is_empty()
+    /// Deliveries of which there is a row: `<project>/<id>`.
+    pub(crate) async fn recorded_deliveries(&self) -> BTreeSet<String> {
+        let rows = Rows::read(&self.dir.path().join("state/kennel.db")).await.unwrap();
+        rows.deliveries.into_keys().collect()
+    }
+
+    /// Deliveries whose rows need not be there at the end, though they were acknowledged.
+    pub(crate) fn expect_no_more(&self, forgotten: BTreeSet<String>) {
+        let mut acknowledged = self.acknowledged.lock().unwrap();
+        acknowledged.retain(|kept| !forgotten.contains(&format!("{}/{}", kept.project, kept.delivery)));
+    }
+
+    /// What holds of kennel at rest holds now, or soon.
+    pub(crate) async fn assert_invariants(&self) {
+        let mut faults = Vec::new();
+        let held = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let rows = Rows::read(&self.dir.path().join("state/kennel.db")).await.unwrap();
+                let acknowledged = self.acknowledged.lock().unwrap().clone();
+                faults = invariants::faults(&rows, &seen(&self.machine.snapshot()), &acknowledged);
+                if faults.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         })
         .await;
+        assert!(held.is_ok(), "{}", faults.join("\n"));
     }
 
     /// Ends the test: nothing is under way, everything on the machine has its row, and the daemon stops in order.
     pub(crate) async fn finish(mut self) {
         self.until_quiet().await;
-        self.assert_machine_equals_rows().await;
+        self.assert_invariants().await;
         self.daemon.take().expect("the daemon runs").stop().await;
+    }
+}
+
+/// The signature of a body, as the project's forge makes it.
+pub(crate) fn signature(body: &str) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    mac.update(body.as_bytes());
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What lies on the machine in memory, in words.
+fn seen(machine: &Snapshot) -> Machine {
+    fn words<T: ToString>(things: &[T]) -> BTreeSet<String> {
+        things.iter().map(ToString::to_string).collect()
+    }
+    let roots = machine.gc_roots.iter().map(|((build, name), path)| (format!("{build}-{name}"), path.to_string()));
+    let links = machine.site_links.iter().map(|((p, slug, site), to)| (format!("{p}/{slug}/{site}"), to.to_string()));
+    Machine {
+        units: words(&machine.units),
+        unit_files: words(&machine.unit_files),
+        env_files: words(&machine.env_files),
+        gc_roots: roots.collect(),
+        site_links: links.collect(),
+        data_dirs: machine.data_dirs.iter().map(|(p, slug, service)| format!("{p}/{slug}/{service}")).collect(),
+        work_dirs: words(&machine.work_dirs),
+        log_dirs: words(&machine.log_dirs),
     }
 }
 
@@ -327,9 +396,11 @@ fn config_text(dir: &Path) -> String {
     format!(
         r#"
 base_domain = "example.com"
+control_domain = "kennel.example.com"
 state_dir = "{dir}/state"
 [api]
 listen = "127.0.0.1:0"
+token_file = "{dir}/token"
 [router]
 http = "127.0.0.1:0"
 [projects.{PROJECT}]

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 /// The layer of each top-level module; a module may use those of lower layers.
 const LAYERS: &[(&str, u8)] = &[
+    ("crash", 0),
     ("model", 0),
     ("config", 1),
     ("wake", 1),
     ("telemetry", 1),
+    ("places", 1),
     ("store", 2),
     ("host", 2),
     ("router", 3),
@@ -24,15 +26,15 @@ const LAYERS: &[(&str, u8)] = &[
 /// What a module may use less than its layer says, with the reason.
 const NARROWER: &[(&str, &[&str])] = &[
     // SQL knows the vocabulary and nothing of the machine or the files that configure it.
-    ("store", &["model"]),
+    ("store", &["crash", "model"]),
     // What visitors meet reads routes; it does nothing to the machine.
-    ("router", &["model", "config", "wake", "telemetry", "store"]),
+    ("router", &["model", "config", "wake", "telemetry", "places", "store"]),
     // Webhooks only record: no machine, no router.
-    ("webhook", &["model", "config", "wake", "telemetry", "store"]),
+    ("webhook", &["crash", "model", "config", "wake", "telemetry", "store"]),
     // Builds end in rows; traffic is the deployer's.
-    ("builder", &["model", "config", "wake", "telemetry", "store", "host"]),
+    ("builder", &["crash", "model", "config", "wake", "telemetry", "store", "host"]),
     // Operators ask by writing rows.
-    ("api", &["model", "config", "wake", "telemetry", "store", "host"]),
+    ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.
     ("cli", &["model", "config", "wake", "telemetry", "api", "daemon", "builder", "host"]),
 ];

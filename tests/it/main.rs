@@ -4,9 +4,16 @@
 mod builder;
 mod cli;
 mod deploy;
+mod floods;
+mod fuzz;
 mod harness;
+#[path = "../invariants.rs"]
+mod invariants;
 mod layering;
+mod properties;
 mod reconcile;
 mod resume;
 mod secrets;
+mod turns;
+mod upkeep;
 mod webhook;

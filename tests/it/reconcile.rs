@@ -1,8 +1,12 @@
 //! Rows against machine, at start.
 
-use kennel::deployer::Interrupt;
-use kennel::host::Machine as _;
+use std::sync::Arc;
+
+use kennel::deployer::{Interrupt, Interruption};
 use kennel::host::fake::Op;
+use kennel::host::{Machine as _, SiteLink};
+use kennel::model::{DeploymentId, DeploymentState, Step};
+use tokio::sync::Notify;
 
 use crate::harness::{Harness, Script, commit};
 
@@ -29,6 +33,57 @@ async fn what_a_reboot_took_is_made_again() {
     harness.machine.remove_unit(&unit).await.unwrap();
     harness.boot(Interrupt::never()).await;
     harness.until("up again", async |harness| harness.get("api-main.shop.example.com", "/").await.0 == 200).await;
+    harness.finish().await;
+}
+
+/// What was in `/run` goes when the machine is switched off, wherever a deployment stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn switched_off_after_any_step_the_new_version_goes_live_all_the_same() {
+    for &step in Step::ALL {
+        let met = Arc::new(Notify::new());
+        let interrupt = Interrupt::by({
+            let met = met.clone();
+            move |deployment, at| {
+                if deployment.id == DeploymentId(1) && at == step && deployment.ending.is_none() {
+                    met.notify_one();
+                    return Interruption::Crash;
+                }
+                Interruption::None
+            }
+        });
+        // Steps of an old version's end are met when a first one is replaced.
+        if matches!(step, Step::Drain | Step::Stop | Step::Release) {
+            continue;
+        }
+        let mut harness = Harness::start_with(interrupt).await;
+        harness.script(&commit('a'), Script::api("1"));
+        harness.push("main", &commit('a')).await;
+        met.notified().await;
+        harness.crash();
+        for unit in harness.machine.own_units().await.unwrap() {
+            harness.machine.stop_unit(&unit).await.unwrap();
+            harness.machine.remove_unit(&unit).await.unwrap();
+        }
+        harness.boot(Interrupt::never()).await;
+        harness.until_quiet().await;
+        assert_eq!(harness.deployment_states().await, [DeploymentState::Live], "{step}");
+        harness.until("up", async |harness| harness.get("api-main.shop.example.com", "/").await.0 == 200).await;
+        harness.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_and_roots_that_are_gone_are_made_again() {
+    let mut harness = Harness::start().await;
+    harness.make_site("1", "page");
+    harness.deploy("main", &commit('a'), Script::site("1")).await;
+    let left = harness.machine.snapshot();
+    let (project, slug, site) = left.site_links.keys().next().expect("it has a link").clone();
+    let (build, name) = left.gc_roots.keys().next().expect("it has a root").clone();
+    harness.crash();
+    harness.machine.remove_site_link(&SiteLink { project, slug, site }).await.unwrap();
+    harness.machine.remove_gc_root(build, &name).await.unwrap();
+    harness.boot(Interrupt::never()).await;
     harness.finish().await;
 }
 

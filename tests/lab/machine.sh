@@ -55,19 +55,45 @@ root_remove() {
 }
 partial_root=''
 
-# Boots a machine and waits until it is up: machine_boot NAME NSPAWN-OPTION…; sets `machine`.
+# Boots a pristine machine, which forgets everything: machine_boot NAME NSPAWN-OPTION…; sets `machine`.
 machine_boot() {
+  local name=$1
+  shift
+  machine_start "$name" -D "$(root_dir)" --volatile=overlay "$@"
+}
+
+# Boots a machine that keeps what is on its disk until `machine_end`, and boots with that again.
+machine_boot_kept() {
+  local name=$1 dir
+  shift
+  dir=$(lab_dir "machines/$name")
+  owned+=("$name")
+  [ -d "$dir/root" ] || root_copy "$dir"
+  machine_start "$name" -D "$dir/root" "$@"
+}
+
+# Makes a root of a machine's own, DIR/root; where there are no overlays, by copying.
+root_copy() {
+  mkdir "$1/root" "$1/upper" "$1/work"
+  mount -t overlay kennel-lab -o "lowerdir=$(root_dir),upperdir=$1/upper,workdir=$1/work" "$1/root" 2>/dev/null \
+    || cp -a "$(root_dir)/." "$1/root"
+}
+
+# Boots a machine and waits until it is up.
+machine_start() {
   local name=$1 dir options
   shift
   dir=$(lab_dir "machines/$name")
   machine=$name
   owned+=("$name")
-  options=(--quiet -D "$(root_dir)" --volatile=overlay --boot --machine="kennel-$name"
+  options=(--quiet --boot --machine="kennel-$name"
     --register=no --link-journal=no --resolv-conf=off --timezone=off
     --bind-ro="$repo:/lab/source"
     --bind-ro="$repo/systemd/kennel.service:/etc/systemd/system/kennel.service")
   [ -z "$kennel_bin" ] || options+=(--bind-ro="$kennel_bin:/usr/bin/kennel")
+  [ -z "$crash_bin" ] || options+=(--bind-ro="$crash_bin:/lab/kennel-crash")
   [ -z "$test_bin" ] || options+=(--bind-ro="$test_bin:/lab/tests")
+  [ -z "${KENNEL_LAB_NIXPKGS:-}" ] || options+=(--bind-ro="$KENNEL_LAB_NIXPKGS:/lab/nixpkgs")
   # Without a systemd on the host there is nobody to ask for a scope.
   [ -d /run/systemd/system ] || options+=(--keep-unit)
   # A session of its own: Ctrl-C is for this script, which ends the machine itself.
@@ -153,6 +179,30 @@ machine_run() {
   fi
 }
 
+# Switches a machine off as its operator does: machine_power_off NAME.
+machine_power_off() {
+  local pid deadline=$((SECONDS + 60))
+  read -r pid _ <"$(lab_dir machines)/$1/pid"
+  machine_exec "$1" systemctl poweroff </dev/null
+  while machine_runs "$1"; do
+    [ $SECONDS -lt $deadline ] || die "the machine did not switch itself off"
+    sleep 0.05
+  done
+  wait "$pid" || true
+  cgroups_remove "$1"
+}
+
+# Switches a machine off as a power cut does: machine_power_cut NAME.
+machine_power_cut() {
+  local pid
+  read -r pid _ <"$(lab_dir machines)/$1/pid"
+  # With its init all that runs in it is gone at once; nspawn, which is no part of it, cleans up.
+  kill -KILL "$(machine_init "$1")"
+  process_await_end "$pid"
+  wait "$pid" || true
+  cgroups_remove "$1"
+}
+
 # Ends a machine at once (nothing in it is to be kept) and removes what it left.
 machine_end() {
   local name=$1 dir pid init
@@ -165,6 +215,7 @@ machine_end() {
     process_await_end "$pid"
   fi
   cgroups_remove "$name"
+  ! mountpoint -q "$dir/root" || umount "$dir/root"
   rm -rf --one-file-system "$dir"
 }
 

@@ -8,18 +8,28 @@
 #![allow(clippy::print_stdout, reason = "a test tells what it measured")]
 
 mod harness;
+#[path = "../invariants.rs"]
+mod invariants;
 
 mod bad_input;
 mod bench;
 mod cancel;
+mod crash_points;
+mod databases;
 mod doctor;
 mod environment;
 mod failures;
+mod floods;
 mod host;
+mod hostile;
+mod install;
 mod isolation;
 mod names;
+mod nemesis;
+mod nixos;
 mod operator;
 mod ordinary;
+mod power_off;
 mod private_repos;
 mod pulls;
 mod pushes;
@@ -27,4 +37,5 @@ mod restart;
 mod secrets;
 mod sites;
 mod under_load;
+mod upkeep;
 mod worker;

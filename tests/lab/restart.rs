@@ -124,6 +124,33 @@ async fn killed_while_an_old_version_drains_it_ends_the_drain() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_restarts_fails_neither_a_build_nor_a_deployment() {
+    let lab = Lab::hello().await;
+    let gate = lab.gate();
+    let opened = lab.service_gate("healthy");
+    let mode = format!("gated:{}", opened.display());
+    let app = App::default().with(Service::new("api", "one").mode(&mode).behind(&gate));
+    let pid = machine::main_pid("kennel.service").await;
+    let pushed = lab.push("hello", "main", &app).await;
+    gate.reached().await;
+    machine::ok("systemctl", &["restart", "dbus.service"]).await;
+    gate.open().await;
+    lab.ended_as(pushed.build, "success").await;
+    until("the version is being asked for its health", Duration::from_secs(20), async || {
+        let deployments = api::build(pushed.build).await.deployments;
+        deployments.into_iter().find(|deployment| deployment.step.as_deref() == Some("await_healthy"))
+    })
+    .await;
+    machine::ok("systemctl", &["kill", "--signal=KILL", "dbus.service"]).await;
+    fs::write(opened, "").unwrap();
+
+    let live = lab.live(pushed.build, "api").await;
+    assert_eq!(lab.version(&live.host).await, "one");
+    assert_eq!(machine::main_pid("kennel.service").await, pid, "kennel itself went on");
+    lab.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_leaves_every_service_running() {
     let lab = Lab::hello().await;
     let live = lab.deploy("hello", "main", &App::api("one").site("web", "page")).await;

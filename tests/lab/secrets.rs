@@ -170,6 +170,8 @@ async fn a_canary_reaches_its_service_and_is_found_nowhere_else() {
     assert!(unit.contains(&format!("LoadCredential=JWT_SECRET:{PLAIN}\n")), "{unit}");
     let kept = crate::harness::leftovers::rows("select path from deployment_secrets order by name").await;
     assert_eq!(kept, [PLAIN, ODD]);
+    let shown: Value = api::get(&format!("/deployments/{}", live.id)).await;
+    assert_eq!((&shown["secrets"][0]["name"], &shown["secrets"][0]["path"]), (&json!("JWT_SECRET"), &json!(PLAIN)));
     let fingerprints = crate::harness::leftovers::rows("select fingerprint from deployment_secrets").await;
     assert!(fingerprints.len() == 2 && fingerprints.iter().all(|one| one.len() == 64), "{fingerprints:?}");
 

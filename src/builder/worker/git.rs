@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** nothing is configured but here, nothing is asked on a terminal, and no secret is an argument.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,12 +54,14 @@ pub(super) async fn fetch(
                 said.push_str(&line);
                 said.push('\n');
             }
-            log.say(&format!("git: {line}"))
+            log.say(&format!("git: {line}")).map(ControlFlow::Continue)
         });
         outcome = match ended.await {
             Ok(Ended::Exited(status, _)) if status.success() => return Ok(Outcome::Fetched),
             Ok(Ended::Exited(..)) => Outcome::Failed(reason(&said)),
-            Ok(Ended::TimedOut) => Outcome::Failed(format!("time limit of {} s passed", job.timeout_secs)),
+            Ok(Ended::TimedOut | Ended::Stopped) => {
+                Outcome::Failed(format!("time limit of {} s passed", job.timeout_secs))
+            }
             Err(err) if is_not_found(&err) => return Ok(Outcome::Absent),
             Err(err) => return Err(err),
         };

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -14,6 +15,9 @@ use serde::Deserialize;
 
 /// The longest line that is read; the rest of a longer one is dropped.
 pub(super) const LINE_MAX: usize = 1 << 20;
+/// How many times its limit a log may be long before what writes it is ended: what is not kept is still carried, and
+/// Nix's daemon keeps a log of its own, which kennel cannot bound.
+pub(super) const SAID_MAX: u64 = 64;
 /// The most activities that are remembered at a time.
 const ACTIVITIES_MAX: usize = 4096;
 /// How much of an error goes into a reason.
@@ -66,6 +70,7 @@ impl LogFile {
 #[derive(Debug)]
 pub(super) struct NixLog {
     file: LogFile,
+    said: u64,
     derivations: HashMap<u64, String>,
     error: Option<String>,
     other: VecDeque<String>,
@@ -73,7 +78,7 @@ pub(super) struct NixLog {
 
 impl NixLog {
     pub(super) fn new(file: LogFile) -> Self {
-        Self { file, derivations: HashMap::new(), error: None, other: VecDeque::new() }
+        Self { file, said: 0, derivations: HashMap::new(), error: None, other: VecDeque::new() }
     }
 
     /// Adds a line of kennel's own.
@@ -81,8 +86,17 @@ impl NixLog {
         self.file.say(text)
     }
 
-    /// Takes one line of Nix's standard error.
-    pub(super) fn take(&mut self, line: &[u8]) -> io::Result<()> {
+    /// Takes one line of Nix's standard error; breaks off when it has said far more than is kept.
+    pub(super) fn take(&mut self, line: &[u8]) -> io::Result<ControlFlow<()>> {
+        self.said += line.len() as u64 + 1;
+        if self.said > self.file.limit.saturating_mul(SAID_MAX) {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.write(line)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let text = String::from_utf8_lossy(line);
         let Some(json) = text.strip_prefix("@nix ") else {
             if self.other.len() == 8 {
@@ -140,8 +154,11 @@ impl NixLog {
             Event::Msg { level, msg, raw_msg, file } => {
                 if level == level::ERROR && self.error.is_none() && !plain(&msg).starts_with("error (ignored)") {
                     self.error = Some(match (raw_msg, file) {
-                        (Some(raw), Some(file)) => format!("{raw}\nat {}", below_source(&file)),
-                        (Some(raw), None) => raw,
+                        // What Nix itself evaluates has no file.
+                        (Some(raw), Some(file)) if !file.starts_with('«') => {
+                            format!("{raw}\nat {}", below_source(&file))
+                        }
+                        (Some(raw), _) => raw,
                         (None, _) => msg.clone(),
                     });
                 }
@@ -290,7 +307,7 @@ mod tests {
     fn what_nix_says_becomes_lines_people_can_read() {
         let (dir, mut log) = log(1 << 20);
         for line in FAILED_DEPENDENCY.lines() {
-            log.take(line.as_bytes()).unwrap();
+            assert!(log.take(line.as_bytes()).unwrap().is_continue());
         }
         insta::assert_snapshot!(text(&dir), @r#"
         these 2 derivations will be built:
@@ -319,7 +336,7 @@ mod tests {
     fn an_evaluation_error_is_told_without_its_trace() {
         let (dir, mut log) = log(1 << 20);
         for line in THROWS.lines() {
-            log.take(line.as_bytes()).unwrap();
+            assert!(log.take(line.as_bytes()).unwrap().is_continue());
         }
         assert!(text(&dir).contains("while calling"), "the log has all of it: {}", text(&dir));
         assert_eq!(reason(&log.into_error()), "broken on purpose");
@@ -328,9 +345,8 @@ mod tests {
     #[test]
     fn a_log_ends_with_one_line_when_its_limit_is_reached() {
         let (dir, mut log) = log(100);
-        for _ in 0..1000 {
-            log.take(b"0123456789").unwrap();
-        }
+        let taken = (0..1000).take_while(|_| log.take(b"0123456789").unwrap().is_continue()).count();
+        assert_eq!(taken, 64 * 100 / 11, "it has heard enough");
         let text = text(&dir);
         assert!(text.ends_with("[the log is cut here: its limit is 100 bytes]\n"), "{text}");
         assert_eq!(text.lines().count(), 10, "{text}");
@@ -362,9 +378,9 @@ mod tests {
             b"@nix {\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"out of\\nthe blue\"]}",
             b"\xff\xfe",
         ] {
-            log.take(line).unwrap();
+            assert!(log.take(line).unwrap().is_continue());
         }
-        log.take(format!("@nix {{\"{}", "x".repeat(LINE_MAX)).as_bytes()).unwrap();
+        assert!(log.take(format!("@nix {{\"{}", "x".repeat(LINE_MAX)).as_bytes()).unwrap().is_continue());
         insta::assert_snapshot!(text(&dir), @r#"
         {
         {"action":"start"}

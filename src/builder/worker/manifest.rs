@@ -1,4 +1,4 @@
-//! Reads kennel.toml out of the commit, without a work tree.
+//! Reads kennel.toml out of the commit, without a work tree, and refuses a commit that is too large to unpack.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use git2::{ObjectType, Oid, Repository, RepositoryOpenFlags};
 
 use super::log::reason;
+use super::tree;
 use crate::config::project;
 use crate::model::CommitSha;
 use crate::model::settings::Manifest;
@@ -36,6 +37,11 @@ pub(super) fn read(checkout: &Path, commit: &CommitSha) -> anyhow::Result<Asked>
         Ok(bytes) => bytes,
         Err(problem) => return nothing(format!("`kennel.toml` {problem}")),
     };
+    match too_large(&repository, commit) {
+        Ok(None) => {}
+        Ok(Some(problem)) => return nothing(format!("the commit {problem}")),
+        Err(err) => return nothing(format!("the commit cannot be read: {}", err.message())),
+    }
     match String::from_utf8(bytes) {
         Err(_) => nothing("`kennel.toml` is not UTF-8".to_owned()),
         Ok(text) => match project::parse(&text) {
@@ -43,6 +49,10 @@ pub(super) fn read(checkout: &Path, commit: &CommitSha) -> anyhow::Result<Asked>
             Err(faults) => nothing(format!("`kennel.toml` is not valid\n{faults}")),
         },
     }
+}
+
+fn too_large(repository: &Repository, commit: &CommitSha) -> Result<Option<String>, git2::Error> {
+    tree::fault(repository, repository.find_commit(commit.as_str().parse::<Oid>()?)?.tree_id())
 }
 
 /// The file's bytes, or what is wrong with it as the rest of a sentence.

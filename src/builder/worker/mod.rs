@@ -22,6 +22,7 @@ mod process;
 mod remote;
 #[cfg(test)]
 mod testing;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -190,7 +191,7 @@ fn write_report(path: &Path, report: &impl Serialize) -> anyhow::Result<()> {
     let partial = path.with_extension("json.partial");
     let write = || -> anyhow::Result<()> {
         let mut file = File::create(&partial)?;
-        file.write_all(&serde_json::to_vec_pretty(report)?)?;
+        file.write_all(&serde_json::to_vec(report)?)?;
         file.sync_all()?;
         Ok(fs::rename(&partial, path)?)
     };
@@ -227,6 +228,32 @@ mod tests {
             hear.recv().unwrap();
         });
         await_release(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_largest_report_is_one_that_the_daemon_reads() {
+        use crate::config::project;
+
+        // As many short entries as a kennel.toml may have, and text that takes twice the room in JSON.
+        let mut text = String::new();
+        for service in 0..64 {
+            let names = |prefix: char| (0..256).map(move |n| format!("{prefix}{n:x}"));
+            let secrets: Vec<_> = names('S').map(|name| format!("\"{name}\"")).collect();
+            let env: String = names('E').map(|name| format!("{name}=\"\"\n")).collect();
+            text +=
+                &format!("[services.s{service}]\nsecrets=[{}]\n[services.s{service}.env]\n{env}", secrets.join(","));
+        }
+        text += &format!("FILL='{}'\n", "\"".repeat(project::SIZE_MAX.saturating_sub(text.len() + 8).min(60_000)));
+        let text = text.replacen("Eff=\"\"\n", "", 64);
+        let manifest = project::parse(&text).unwrap();
+        let reason = log::reason(&vec!["\"\\".repeat(62); 24].join("\n"));
+        let failed = |name: &ServiceName| (name.clone(), TargetReport::Failed { reason: reason.clone() });
+        let targets = manifest.targets.keys().map(failed).collect();
+        let report = BuildReport { failure: None, manifest: Some(manifest), targets, nix_ms: u64::MAX };
+        let dir = tempfile::tempdir().unwrap();
+        write_report(&dir.path().join("build.json"), &report).unwrap();
+        let size = fs::metadata(dir.path().join("build.json")).unwrap().len();
+        assert!(size < 1 << 20, "{} bytes of kennel.toml make {size}", text.len());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! **Invariant:** everything is an argument of its own, and every flag that could loosen the evaluation is
 //! said here, so that neither the flake nor the machine's nix.conf decides.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::process::Command;
 
 use super::Dirs;
-use super::log::{NixLog, plain_lines, reason};
+use super::log::{NixLog, SAID_MAX, plain_lines, reason};
 use super::process::{self, Ended};
 use crate::host::BuildJob;
 use crate::model::{FlakeOutput, ServiceName};
@@ -69,6 +70,7 @@ impl Package {
             ("allowed-uris", uris.trim_end()),
             ("allow-import-from-derivation", if job.allow_ifd { "true" } else { "false" }),
             ("pure-eval", "true"),
+            ("allow-unsafe-native-code-during-evaluation", "false"),
             ("flake-registry", ""),
         ];
         let mut flags = vec!["--no-update-lock-file".to_owned(), "--no-use-registries".to_owned()];
@@ -112,6 +114,11 @@ impl Nix {
                 log.say(&why)?;
                 Ok(Err(why))
             }
+            Ended::Stopped => Ok(Err(format!(
+                "it writes without end: more than {SAID_MAX} times the {} bytes that are kept of a log\n\
+                 hint: how much is kept is `log_limit_bytes` of `[builder]`",
+                job.log_limit_bytes
+            ))),
         }
     }
 
@@ -131,7 +138,7 @@ impl Nix {
                 said.push_str(&String::from_utf8_lossy(line));
                 said.push('\n');
             }
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         });
         match ended.await? {
             Ended::Exited(status, stdout) if status.success() => match serde_json::from_slice(&stdout) {
@@ -143,7 +150,9 @@ impl Nix {
                 let from = said.find("error:").unwrap_or_default();
                 Ok(Err(reason(&format!("cannot evaluate `meta.mainProgram`\n{}", &said[from..]))))
             }
-            Ended::TimedOut => Ok(Err("cannot evaluate `meta.mainProgram`: it takes too long".to_owned())),
+            Ended::TimedOut | Ended::Stopped => {
+                Ok(Err("cannot evaluate `meta.mainProgram`: it takes too long".to_owned()))
+            }
         }
     }
 
@@ -157,6 +166,8 @@ impl Nix {
         // Only the machine's own nix.conf counts.
         command.env("NIX_USER_CONF_FILES", "").env_remove("NIX_CONFIG").env_remove("NIX_PATH");
         command.env_remove("CREDENTIALS_DIRECTORY").env("GIT_TERMINAL_PROMPT", "0");
+        // What git runs for other URLs, such as `ext::`, is a program of the URL's choice.
+        command.env("GIT_ALLOW_PROTOCOL", "file:git:http:https:ssh");
         Ok(command)
     }
 }
@@ -173,19 +184,43 @@ fn system() -> String {
     format!("{cpu}-{kernel}")
 }
 
-/// Nix's error, with the checkout's path taken out and what an operator can do about it.
+/// What can be done about an error that Nix words like this.
+const HINTS: [(&[&str], &str); 6] = [
+    (
+        &["allow-import-from-derivation"],
+        "building during evaluation is off; the operator can set `allow_ifd = true` for the project",
+    ),
+    (&["out of memory", "bad_alloc"], "how much memory a build may use is `memory_max` of `[builder]`"),
+    (&["restricted mode"], "what a flake may fetch is `allowed_uris` of the project"),
+    (&["requires lock file changes"], "`nix flake lock` brings it up to date: commit what it writes"),
+    (
+        &["unlocked input", "unlocked flake reference"],
+        "only what `flake.lock` fixes is fetched: run `nix flake lock`, and commit what it writes",
+    ),
+    (
+        &["pure evaluation mode", "'file://", "path '//"],
+        "a build sees its repository and the inputs that `flake.lock` fixes, and no file of the machine",
+    ),
+];
+
+/// Nix's error, with the checkout's path and advice that holds elsewhere taken out, and what can be done about it.
 fn explained(error: &str, package: &Package) -> String {
     let error = plain_lines(error);
     if error.contains("does not provide attribute") && error.contains(&package.attribute) {
         return format!("the flake has no output `{}`", package.attribute);
     }
-    let hint = if error.contains("allow-import-from-derivation") {
-        "\nhint: building during evaluation is off; the operator can set `allow_ifd = true` for the project"
-    } else if error.contains("restricted mode") {
-        "\nhint: what a flake may fetch is `allowed_uris` of the project"
-    } else {
-        ""
-    };
+    let own = format!("flake '{}?rev={}&shallow=1'", package.checkout, package.commit);
+    let mut error = error.replace(&own, "`flake.lock`");
+    for elsewhere in [
+        " (use '--impure' to override)",
+        " (use --impure to override)",
+        " Use '--allow-dirty-locks' to accept this lock file.",
+        " but they're not allowed due to '--no-update-lock-file'",
+    ] {
+        error = error.replace(elsewhere, "");
+    }
+    let hint = HINTS.iter().find(|(words, _)| words.iter().any(|word| error.contains(word)));
+    let hint = hint.map(|(_, hint)| format!("\nhint: {hint}")).unwrap_or_default();
     format!("{}{hint}", reason(&error))
 }
 
@@ -257,6 +292,27 @@ mod tests {
         let allowed = flags.iter().position(|flag| flag == "allowed-uris").unwrap();
         assert_eq!(flags[allowed + 1], "git+file:///s/work/1/checkout github: https://");
         assert!(!flags.iter().any(|flag| flag == "--impure" || flag == "--accept-flake-config"), "{flags:?}");
+    }
+
+    #[test]
+    fn an_error_of_nix_is_told_with_what_can_be_done_about_it() {
+        let (_, _, package) = package("/s", "api");
+        for (error, told) in [
+            (
+                "error: access to absolute path '/srv' is forbidden in pure evaluation mode (use '--impure' to override)",
+                "access to absolute path '/srv' is forbidden in pure evaluation mode\n\
+                 hint: a build sees its repository and the inputs that `flake.lock` fixes, and no file of the machine",
+            ),
+            (
+                "error: flake 'git+file:///s/work/1/checkout?rev=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa&shallow=1' \
+                 requires lock file changes but they're not allowed due to '--no-update-lock-file'",
+                "`flake.lock` requires lock file changes\n\
+                 hint: `nix flake lock` brings it up to date: commit what it writes",
+            ),
+            ("error: out of luck", "out of luck"),
+        ] {
+            assert_eq!(explained(error, &package), told);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::ControlFlow;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -26,16 +27,30 @@ pub(super) enum Ended {
     Exited(ExitStatus, Vec<u8>),
     /// By the time limit.
     TimedOut,
+    /// By whoever read what it said.
+    Stopped,
 }
 
-/// Runs a command, handing each line of its standard error to `on_line`.
+/// Why what a process says is not read to the end.
+enum Broken {
+    Failed(io::Error),
+    Stopped,
+}
+
+impl From<io::Error> for Broken {
+    fn from(err: io::Error) -> Self {
+        Self::Failed(err)
+    }
+}
+
+/// Runs a command, handing each line of its standard error to `on_line`, which may have enough of it.
 ///
 /// # Errors
 /// When it cannot be started, or `on_line` fails; it does not run any more then.
 pub(super) async fn run(
     mut command: Command,
     limit: Duration,
-    on_line: impl FnMut(&[u8]) -> io::Result<()>,
+    on_line: impl FnMut(&[u8]) -> io::Result<ControlFlow<()>>,
 ) -> anyhow::Result<Ended> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     command.process_group(0).kill_on_drop(true);
@@ -43,10 +58,17 @@ pub(super) async fn run(
     let mut child = command.spawn().with_context(|| format!("cannot start `{program}`"))?;
     let stdout = child.stdout.take().expect("standard output was piped");
     let stderr = BufReader::new(child.stderr.take().expect("standard error was piped"));
-    let to_the_end = async { tokio::try_join!(keep_beginning(stdout), each_line(stderr, on_line), child.wait()) };
+    let to_the_end = async {
+        let exit = async { Ok(child.wait().await?) };
+        tokio::try_join!(keep_beginning(stdout), each_line(stderr, on_line), exit)
+    };
     match within(limit, to_the_end).await {
         Some(Ok((stdout, (), status))) => Ok(Ended::Exited(status, stdout)),
-        Some(Err(err)) => {
+        Some(Err(Broken::Stopped)) => {
+            end(&mut child).await.with_context(|| format!("cannot end `{program}`"))?;
+            Ok(Ended::Stopped)
+        }
+        Some(Err(Broken::Failed(err))) => {
             end(&mut child).await.with_context(|| format!("cannot end `{program}`"))?;
             Err(err).with_context(|| format!("cannot keep what `{program}` says"))
         }
@@ -78,7 +100,7 @@ async fn end(child: &mut Child) -> io::Result<()> {
     Ok(())
 }
 
-async fn keep_beginning(mut from: impl tokio::io::AsyncRead + Unpin) -> io::Result<Vec<u8>> {
+async fn keep_beginning(mut from: impl tokio::io::AsyncRead + Unpin) -> Result<Vec<u8>, Broken> {
     let mut kept = Vec::new();
     let mut buffer = vec![0; 8192];
     loop {
@@ -94,13 +116,17 @@ async fn keep_beginning(mut from: impl tokio::io::AsyncRead + Unpin) -> io::Resu
 /// Lines without their end, each at most [`LINE_MAX`] long.
 async fn each_line(
     mut from: impl AsyncBufRead + Unpin,
-    mut on_line: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
+    mut on_line: impl FnMut(&[u8]) -> io::Result<ControlFlow<()>>,
+) -> Result<(), Broken> {
     let mut line = Vec::new();
     loop {
         let chunk = from.fill_buf().await?;
         if chunk.is_empty() {
-            return if line.is_empty() { Ok(()) } else { on_line(&line) };
+            if !line.is_empty() {
+                // There is no more to come.
+                let _ = on_line(&line)?;
+            }
+            return Ok(());
         }
         let end = chunk.iter().position(|&byte| byte == b'\n');
         let part = &chunk[..end.unwrap_or(chunk.len())];
@@ -108,7 +134,9 @@ async fn each_line(
         let used = part.len() + usize::from(end.is_some());
         from.consume(used);
         if end.is_some() {
-            on_line(&line)?;
+            if on_line(&line)?.is_break() {
+                return Err(Broken::Stopped);
+            }
             line.clear();
         }
     }
@@ -133,7 +161,7 @@ mod tests {
         let ended = run(sh(script), Duration::from_secs(60), |line| {
             assert_eq!(line, b"0123456789");
             lines += 1;
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         });
         let Ended::Exited(status, stdout) = ended.await.unwrap() else { panic!("it timed out") };
         assert_eq!((status.code(), stdout.len(), lines), (Some(3), STDOUT_MAX, 20000));
@@ -143,12 +171,11 @@ mod tests {
     async fn a_line_is_bounded() {
         let mut lengths = Vec::new();
         let input = [vec![b'x'; 3 * LINE_MAX], b"\nshort\n\nno end".to_vec()].concat();
-        each_line(&input[..], |line| {
+        let read = each_line(&input[..], |line| {
             lengths.push(line.len());
-            Ok(())
-        })
-        .await
-        .unwrap();
+            Ok(ControlFlow::Continue(()))
+        });
+        assert!(read.await.is_ok());
         assert_eq!(lengths, [LINE_MAX, 5, 0, 6]);
     }
 
@@ -158,7 +185,7 @@ mod tests {
         let pids = dir.path().join("pids");
         let script = format!("trap '' TERM; sleep 1000 & echo $! $$ > '{}'; wait; wait", pids.display());
         let started = Instant::now();
-        let ended = run(sh(&script), Duration::from_millis(300), |_| Ok(())).await.unwrap();
+        let ended = run(sh(&script), Duration::from_millis(300), |_| Ok(ControlFlow::Continue(()))).await.unwrap();
         assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
         assert!(started.elapsed() < Duration::from_secs(5));
         for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
@@ -169,6 +196,17 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_has_heard_enough_ends_the_process() {
+        let mut lines = 0;
+        let ended = run(sh("while :; do echo x >&2; done"), Duration::from_secs(60), |_| {
+            lines += 1;
+            Ok(if lines < 1000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        });
+        assert!(matches!(ended.await.unwrap(), Ended::Stopped));
+        assert_eq!(lines, 1000);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing on the machine is changed, and no secret's content is shown.
 
+mod databases;
 mod files;
 mod finding;
 mod nix;
@@ -32,7 +33,7 @@ const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// Check this host, and say what to change
 ///
-/// Looks at systemd, Nix, the build user, disks, secrets, DNS, the clock, the forges and kennel itself, and changes
+/// Looks at systemd, Nix, the build user, disks, secrets, databases, DNS, the clock, the forges and kennel itself, and changes
 /// nothing. Needs root. Exits with 0 when all is well or there are only warnings, and with 1 when something fails.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -125,6 +126,7 @@ async fn look(subject: &Subject) -> Vec<Finding> {
         Box::pin(nix::check(subject)),
         Box::pin(volumes::check(subject)),
         Box::pin(files::check(subject)),
+        Box::pin(databases::check(subject)),
         Box::pin(services::names(subject)),
         Box::pin(services::forges(subject)),
     ];

@@ -27,6 +27,7 @@ fn the_daemons_file_of_the_design_is_read_whole() {
     assert_eq!(config.control_domain.as_ref().unwrap().as_str(), "kennel.example.com");
     assert_eq!(config.builder.max_concurrent_builds, 3);
     assert_eq!(config.builder.timeout, Duration::from_secs(5_400));
+    assert_eq!((config.builder.memory_max_bytes, config.builder.tasks_max), (2 << 30, 512));
     assert_eq!(config.router.https.unwrap().port(), 443);
     assert_eq!(config.router.workers.unwrap().get(), 3);
     let project = &config.projects[&"myproject".parse().unwrap()];
@@ -49,6 +50,7 @@ fn all_but_the_base_domain_has_a_default() {
     assert_eq!(config.router, RouterConfig { http: "0.0.0.0:80".parse().unwrap(), https: None, workers: None });
     assert_eq!(config.builder.max_concurrent_builds, 2);
     assert_eq!(config.builder.timeout, Duration::from_secs(3_600));
+    assert_eq!((config.builder.memory_max_bytes, config.builder.tasks_max), (4 << 30, 1024));
     assert!(config.projects.is_empty() && !config.prune_projects);
     assert_eq!(config.notices(), Vec::<String>::new());
 }
@@ -113,7 +115,7 @@ KEY = "hunter2"
     insta::assert_snapshot!(faults, @r#"
     line 1: `base_domain`: host name "Example.com" may hold only `a` to `z`, `0` to `9`, `-` and `.`
     line 2: `state_dir`: is not an absolute path: it does not begin with `/`
-    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
+    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
     line 6: `router.htpps`: unknown key; did you mean `https`?
     line 9: `builder.timeout`: "1 hour" is not a time; write it like "1h", "30m" or "90s"
     line 10: `builder.max_concurrent_builds`: 0 is not between 1 and 64
@@ -127,6 +129,44 @@ KEY = "hunter2"
     line 19: `projects.My_Project.secrets.production`: unknown key; known here: `prod`, `staging`, `dev`, `preview`
     "#);
     assert!(!faults.to_string().contains("hunter2"), "a fault must not repeat what may be a secret");
+}
+
+#[rstest]
+#[case("0", Some(0))]
+#[case("2GB", Some(2_000_000_000))]
+#[case("500MB", Some(500_000_000))]
+#[case("64KiB", Some(65_536))]
+#[case("1TiB", Some(1 << 40))]
+#[case("", None)]
+#[case("GB", None)]
+#[case("2gb", None)]
+#[case("-1B", None)]
+#[case("1.5GB", None)]
+#[case("99999999TB", None)]
+fn a_size_has_a_number_and_a_unit(#[case] text: &str, #[case] bytes: Option<u64>) {
+    let config = parse(&format!("base_domain = \"a.b\"\n[builder]\nmin_free = \"{text}\""));
+    assert_eq!(config.ok().and_then(|config| config.builder.min_free), bytes);
+}
+
+#[test]
+fn a_project_may_expire_later_than_others_and_prod_never_does() {
+    let project = "repo_url = \"https://h/r\"\nrepo_type = \"github\"\nwebhook_secret_file = \"/s\"";
+    let text = format!(
+        "base_domain = \"a.b\"\n[upkeep]\nexpire_after = \"3d\"\n[projects.p]\n{project}\n\
+         [projects.q]\nexpire_after = \"never\"\n{project}"
+    );
+    let config = parse(&text).unwrap();
+    let expiry = |name: &str, environment| config.expiry(&name.parse().unwrap(), environment);
+    let days = |n: u64| Expiry::After(Duration::from_secs(n * 86_400));
+    assert_eq!(expiry("p", Environment::Dev), days(3));
+    assert_eq!(expiry("p", Environment::Preview), days(3));
+    assert_eq!(expiry("q", Environment::Preview), Expiry::Never);
+    assert_eq!(expiry("no-longer-configured", Environment::Dev), Expiry::Never);
+    for exempt in [Environment::Prod, Environment::Staging] {
+        assert_eq!(expiry("p", exempt), Expiry::Never);
+    }
+    let default = parse("base_domain = \"a.b\"").unwrap().upkeep;
+    assert_eq!((default.expire_after, default.keep_for), (days(7), Duration::from_secs(30 * 86_400)));
 }
 
 #[test]
@@ -209,6 +249,10 @@ fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str
 )]
 #[case("base_domain = \"a.b\"\n[acme]\nemail = \"ops\"\ndirectory = \"http://x\"", "is not an e-mail address")]
 #[case("base_domain = \"a.b\"\n[builder]\ntimeout = \"99d\"", "is not between 1 s and 86400 s")]
+#[case("base_domain = \"a.b\"\n[builder]\nmin_free = \"2 GB\"", "\"2 GB\" is not a size")]
+#[case("base_domain = \"a.b\"\n[builder]\nmin_free = 2", "must be a string, not an integer")]
+#[case("base_domain = \"a.b\"\n[upkeep]\nkeep_for = \"1h\"", "is not between 86400 s and")]
+#[case("base_domain = \"a.b\"\n[upkeep]\nexpire_after = \"Never\"", "\"Never\" is not a time")]
 #[case("base_domain = \"a.b\"\n[systemd]\nunit_dir = \"/run/../etc\"", "holds `..`")]
 #[case("base_domain = \"a.b\"\nprojects = 3", "`projects`: must be a table, not an integer")]
 fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &str) {
@@ -220,13 +264,35 @@ fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &
 fn what_this_version_does_not_act_on_is_said() {
     insta::assert_snapshot!(parse(DAEMON).unwrap().notices().join("\n"), @r#"
     `router.https` is checked, but this version of kennel does not act on it yet
-    `valkey` is checked, but this version of kennel does not act on it yet
-    `postgres` is checked, but this version of kennel does not act on it yet
     `acme` is checked, but this version of kennel does not act on it yet
     `dns` is checked, but this version of kennel does not act on it yet
     "#);
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
-    `services.api.preview_database` is checked, but this version of kennel does not act on it yet
     `cachix` is checked, but this version of kennel does not push to it yet
     "#);
+}
+
+#[rstest]
+#[case("memory_max = \"256M\"", "")]
+#[case("memory_max = \"1T\"", "")]
+#[case("memory_max = \"255M\"", "`builder.memory_max`: \"255M\" is not between 256M and 1048576M")]
+#[case("memory_max = \"2T\"", "`builder.memory_max`: \"2T\" is not between 256M and 1048576M")]
+#[case(
+    "memory_max = \"99999999999T\"",
+    "`builder.memory_max`: \"99999999999T\" is not a size; write it like \"512M\", \"4G\" or \"2GB\""
+)]
+#[case(
+    "memory_max = \"+1G\"",
+    "`builder.memory_max`: \"+1G\" is not a size; write it like \"512M\", \"4G\" or \"2GB\""
+)]
+#[case(
+    "memory_max = \"infinity\"",
+    "`builder.memory_max`: \"infinity\" is not a size; write it like \"512M\", \"4G\" or \"2GB\""
+)]
+#[case("memory_max = 4", "`builder.memory_max`: must be a string, not an integer")]
+#[case("tasks_max = 10", "`builder.tasks_max`: 10 is not between 64 and 65536")]
+fn the_limits_of_a_build_are_within_reason(#[case] line: &str, #[case] fault: &str) {
+    let said = parse(&format!("base_domain = \"a.b\"\n[builder]\n{line}\n"));
+    let said = said.map_or_else(|faults| faults.to_string(), |_| String::new());
+    assert_eq!(said, if fault.is_empty() { String::new() } else { format!("line 3: {fault}") });
 }

@@ -25,6 +25,8 @@ https = "0.0.0.0:443"
 [builder]
 max_concurrent_builds = 3
 timeout = "1h30m"
+memory_max = "2G"
+tasks_max = 512
 
 [systemd]
 unit_dir = "/run/systemd/system"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use super::{Behaviour, FakeMachine, Inventory, SiteLink, State};
+use super::{Behaviour, FakeMachine, Inventory, SiteLink, State, UnitState};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// Declares one operation for each method of the trait.
@@ -27,6 +27,7 @@ ops! {
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
     ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,
+    DiskSpace, Closure, Garbage, FreeGarbage,
 }
 
 /// What goes wrong with one call.
@@ -140,11 +141,19 @@ impl State {
     }
 
     pub(super) fn inventory(&self) -> Inventory {
-        let links = self.site_links.keys().cloned();
+        let links = self.site_links.iter();
+        let links = links.map(|((project, slug, site), to)| {
+            let (project, slug, site) = (project.clone(), slug.clone(), site.clone());
+            (SiteLink { project, slug, site }, Some(to.clone()))
+        });
+        let units = self.own_units();
+        let down = |unit: &UnitName| matches!(self.unit_state(unit), UnitState::Absent | UnitState::Dead { .. });
         Inventory {
-            units: self.own_units(),
+            running: units.iter().filter(|unit| !down(unit)).cloned().collect(),
+            units,
             gc_roots: self.gc_roots.keys().cloned().collect(),
-            site_links: links.map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
+            whole_units: self.unit_files.keys().filter(|unit| self.env_files.contains_key(unit)).cloned().collect(),
+            site_links: links.collect(),
             data_dirs: self.data_dirs.iter().cloned().collect(),
             work_dirs: self.jobs.keys().copied().collect(),
             log_dirs: self.log_dirs.iter().copied().collect(),
@@ -188,6 +197,22 @@ impl FakeMachine {
             Some(uid) => state.foreign.insert(port, uid),
             None => state.foreign.remove(&port),
         };
+    }
+
+    /// Leaves only so many bytes free on the disk.
+    pub fn leave_free(&self, bytes: u64) {
+        self.state().used = (1 << 50) - bytes;
+    }
+
+    /// Puts a path into the store, of so many bytes, that refers to others.
+    pub fn put(&self, path: &StorePath, bytes: u64, references: &[StorePath]) {
+        self.state().store.put(path, bytes, references);
+    }
+
+    /// Whether the store has a path.
+    #[must_use]
+    pub fn has(&self, path: &StorePath) -> bool {
+        self.state().store.has(path)
     }
 
     /// How often the operation has been called.

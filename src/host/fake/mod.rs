@@ -7,10 +7,12 @@
 mod builds;
 mod controls;
 mod server;
+mod store;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ use tokio::task::JoinSet;
 
 pub use self::controls::{Fault, Gate, Op, Reached, Snapshot};
 use self::server::Running;
+use super::closure::{Freed, PathInfo, Paths};
+use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::machine::render::env::env_file;
 use super::machine::secrets;
@@ -105,6 +109,9 @@ struct State {
     foreign: BTreeMap<Port, u32>,
     /// Ports that this machine has to itself among all machines in memory on this host.
     ports: BTreeMap<Port, Flock<File>>,
+    store: store::FakeStore,
+    /// How many bytes of the disk are not free.
+    used: u64,
     faults: controls::Faults,
 }
 
@@ -261,7 +268,9 @@ impl Machine for FakeMachine {
 
     async fn ensure_gc_root(&self, build: BuildId, name: &ServiceName, path: &StorePath) -> Result<(), HostError> {
         self.act(Op::EnsureGcRoot, async || {
-            self.state().gc_roots.insert((build, name.clone()), path.clone());
+            let mut state = self.state();
+            state.store.add(path);
+            state.gc_roots.insert((build, name.clone()), path.clone());
             Ok(())
         })
         .await
@@ -342,5 +351,33 @@ impl Machine for FakeMachine {
 
     async fn inventory(&self) -> Result<Inventory, HostError> {
         self.act(Op::Inventory, async || Ok(self.state().inventory())).await
+    }
+
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError> {
+        self.act(Op::DiskSpace, async || {
+            let (place, size) = (PathBuf::from("/nix/store"), 1 << 50);
+            Ok(vec![DiskSpace { place, free: size - self.state().used, size }])
+        })
+        .await
+    }
+
+    async fn closure(&self, paths: &[StorePath]) -> Result<Paths, HostError> {
+        self.act(Op::Closure, async || Ok(self.state().store.closure(paths))).await
+    }
+
+    async fn garbage(&self, released: &[StorePath]) -> Result<Vec<PathInfo>, HostError> {
+        self.act(Op::Garbage, async || {
+            let state = self.state();
+            Ok(state.store.garbage(released, state.gc_roots.values()))
+        })
+        .await
+    }
+
+    async fn free_garbage(&self, released: &[StorePath]) -> Result<Freed, HostError> {
+        self.act(Op::FreeGarbage, async || {
+            let state = &mut *self.state();
+            Ok(state.store.free(released, state.gc_roots.values()))
+        })
+        .await
     }
 }

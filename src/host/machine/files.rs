@@ -13,6 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 
+use crate::crash::{self, Point};
+
 /// The result of a removal of what is not there is `default`, not an error.
 fn unless_missing<T: Default>(result: io::Result<T>) -> io::Result<T> {
     match result {
@@ -49,6 +51,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 pub(super) fn replace_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let (draft, file) = write_draft(path, bytes, mode)?;
     file.sync_all()?;
+    crash::point(Point::FileDrafted);
     fs::rename(draft, path)?;
     sync_parent(path)
 }
@@ -58,6 +61,7 @@ pub(super) fn replace_link(path: &Path, to: &Path) -> io::Result<()> {
     let draft = draft(path);
     unless_missing(fs::remove_file(&draft))?;
     std::os::unix::fs::symlink(to, &draft)?;
+    crash::point(Point::LinkDrafted);
     fs::rename(draft, path)
 }
 

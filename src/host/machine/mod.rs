@@ -7,6 +7,7 @@ pub mod layout;
 pub mod render;
 
 mod files;
+mod garbage;
 mod journal;
 pub(super) mod proc;
 mod roots;
@@ -27,17 +28,22 @@ use self::layout::{Layout, OwnUnit, report_name};
 use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
-use self::systemd::Systemd;
+use self::systemd::Steady;
+use super::closure::{Freed, PathInfo, Paths};
+use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
     UnitSpec, UnitState,
 };
+use crate::crash::{self, Point};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// Why something could not be done.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
+/// Where store paths lie.
+const NIX_STORE: &str = "/nix/store";
 /// The largest report a worker may leave.
 const REPORT_MAX_BYTES: u64 = 1 << 20;
 
@@ -88,7 +94,7 @@ pub struct SystemdMachine {
     limits: BuildLimits,
     build_ids: (u32, u32),
     log_gid: Option<u32>,
-    systemd: Systemd,
+    systemd: Steady,
 }
 
 impl SystemdMachine {
@@ -113,7 +119,7 @@ impl SystemdMachine {
         };
         let log_gid = group.map(|group| group.gid.as_raw());
         ensure_base_dirs(&layout, log_gid).map_err(|error| setting_up(error.into()))?;
-        let systemd = Systemd::connect().await.map_err(setting_up)?;
+        let systemd = Steady::connect().await.map_err(setting_up)?;
         let build_ids = (user.uid.as_raw(), user.gid.as_raw());
         Ok(Self { layout, limits, build_ids, log_gid, systemd })
     }
@@ -154,6 +160,21 @@ fn ended(program: &str, output: &std::process::Output) -> Fault {
 /// What the name stands for; other people's units are none of our business.
 fn own(unit: &UnitName) -> Result<OwnUnit, Fault> {
     OwnUnit::of(unit).ok_or_else(|| format!("`{unit}` is not a unit of kennel's").into())
+}
+
+impl SystemdMachine {
+    /// All units of kennel's own making, and whether each runs: systemd is asked once for all of them.
+    async fn units(&self) -> Result<BTreeMap<UnitName, bool>, HostError> {
+        let listed = self.systemd.list(&["kennel-*@*.service", "kennel-fetch-*.service", "kennel-build-*.service"]);
+        let listed = listed.await.map_err(|fault| HostError::new("list kennel's units", fault))?;
+        let layout = self.layout.clone();
+        let files = move || Ok(upkeep::units_with_files(&layout)?);
+        let files = blocking(|| "list kennel's unit files".to_owned(), files).await?;
+        let mut units: BTreeMap<_, _> = files.into_iter().map(|unit| (unit, false)).collect();
+        let listed = listed.into_iter().filter_map(|unit| Some((unit.name.parse().ok()?, unit.runs)));
+        units.extend(listed.filter(|(unit, _)| OwnUnit::of(unit).is_some()));
+        Ok(units)
+    }
 }
 
 #[async_trait]
@@ -206,6 +227,7 @@ impl Machine for SystemdMachine {
         own(unit).map_err(|fault| HostError::new(action(), fault))?;
         let paths = [self.layout.unit_file(unit), self.layout.env_file(unit)];
         blocking(action, move || Ok(paths.iter().try_for_each(|path| files::remove(path))?)).await?;
+        crash::point(Point::UnitFilesRemoved);
         let forget = async {
             // Only now, so that what systemd finds when it looks again is nothing.
             self.systemd.forget(unit).await?;
@@ -242,14 +264,7 @@ impl Machine for SystemdMachine {
     }
 
     async fn own_units(&self) -> Result<Vec<UnitName>, HostError> {
-        let listed = self.systemd.list(&["kennel-*@*.service", "kennel-fetch-*.service", "kennel-build-*.service"]);
-        let listed = listed.await.map_err(|fault| HostError::new("list kennel's units", fault))?;
-        let layout = self.layout.clone();
-        let files = move || Ok(upkeep::units_with_files(&layout)?);
-        let mut units = blocking(|| "list kennel's unit files".to_owned(), files).await?;
-        let listed = listed.iter().filter_map(|name| name.parse().ok());
-        units.extend(listed.filter(|unit| OwnUnit::of(unit).is_some()));
-        Ok(units.into_iter().collect())
+        Ok(self.units().await?.into_keys().collect())
     }
 
     async fn ensure_site_link(&self, link: &SiteLink, to: &StorePath) -> Result<(), HostError> {
@@ -311,7 +326,7 @@ impl Machine for SystemdMachine {
         let properties = properties.map_err(|error| HostError::new(action(), error))?;
         let report = self.layout.work_dir(spec.build).join(report_name(spec.phase));
         blocking(action, move || Ok(files::remove(&report)?)).await?;
-        let started = self.systemd.start_transient(&unit, properties).await;
+        let started = self.systemd.start_transient(&unit, &properties).await;
         started.map_err(|fault| HostError::new(action(), fault))
     }
 
@@ -353,10 +368,31 @@ impl Machine for SystemdMachine {
     }
 
     async fn inventory(&self) -> Result<Inventory, HostError> {
-        let units = self.own_units().await?;
+        let units = self.units().await?;
+        let running = units.iter().filter(|(_, runs)| **runs).map(|(unit, _)| unit.clone()).collect();
         let layout = self.layout.clone();
         let look = move || Ok(upkeep::inventory(&layout)?);
         let found = blocking(|| "look through kennel's directories".to_owned(), look).await?;
-        Ok(Inventory { units, ..found })
+        Ok(Inventory { units: units.into_keys().collect(), running, ..found })
+    }
+
+    async fn disk_space(&self) -> Result<Vec<DiskSpace>, HostError> {
+        let places = [self.layout.state_dir.clone(), PathBuf::from(NIX_STORE)];
+        let look = move || Ok(places.iter().map(|place| DiskSpace::of(place)).collect::<io::Result<_>>()?);
+        blocking(|| "see how much room is on disk".to_owned(), look).await
+    }
+
+    async fn closure(&self, paths: &[StorePath]) -> Result<Paths, HostError> {
+        let asked = garbage::closure(paths).await;
+        asked.map_err(|fault| HostError::new("see what artifacts cost in the Nix store", fault))
+    }
+
+    async fn garbage(&self, released: &[StorePath]) -> Result<Vec<PathInfo>, HostError> {
+        let asked = garbage::garbage(released).await;
+        asked.map_err(|fault| HostError::new("see what can go from the Nix store", fault))
+    }
+
+    async fn free_garbage(&self, released: &[StorePath]) -> Result<Freed, HostError> {
+        garbage::free(released).await.map_err(|fault| HostError::new("free what the Nix store keeps for nobody", fault))
     }
 }

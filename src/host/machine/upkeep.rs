@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::layout::{Layout, OwnUnit, gc_root_of};
 use super::{Fault, files};
+use crate::crash::{self, Point};
 use crate::host::{Inventory, SiteLink};
 use crate::model::{BranchSlug, BuildId, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -17,6 +18,12 @@ pub(super) fn units_with_files(layout: &Layout) -> io::Result<BTreeSet<UnitName>
     let env_files = files::names(&layout.secrets_dir())?;
     let env_files = env_files.iter().filter_map(|name| Layout::unit_of_env_file(name));
     Ok(unit_files.chain(env_files).filter(|unit| OwnUnit::of(unit).is_some()).collect())
+}
+
+/// The units of which both files are there.
+fn whole_units(layout: &Layout) -> io::Result<BTreeSet<UnitName>> {
+    let is_whole = |unit: &UnitName| layout.unit_file(unit).exists() && layout.env_file(unit).exists();
+    Ok(units_with_files(layout)?.into_iter().filter(is_whole).collect())
 }
 
 /// Points a site's link at `target`.
@@ -44,6 +51,7 @@ pub(super) fn trash_data_dir(
     let real = layout.private_data_dir(project, slug, service);
     let label = format!("{project}.{slug}.{service}");
     trash(layout, &real, &label)?;
+    crash::point(Point::DataTrashed);
     match fs::symlink_metadata(&visible) {
         Ok(found) if found.is_symlink() => files::remove(&visible)?,
         Ok(_) => trash(layout, &visible, &label)?,
@@ -130,8 +138,17 @@ pub(super) fn inventory(layout: &Layout) -> io::Result<Inventory> {
     }
     Ok(Inventory {
         units: Vec::new(),
+        running: BTreeSet::new(),
         gc_roots: gc_roots.iter().filter_map(|name| gc_root_of(name)).collect(),
-        site_links: links.into_iter().map(|(project, slug, site)| SiteLink { project, slug, site }).collect(),
+        whole_units: whole_units(layout)?,
+        site_links: links
+            .into_iter()
+            .map(|(project, slug, site)| {
+                let link = SiteLink { project, slug, site };
+                let to = fs::read_link(layout.site_link(&link)).ok();
+                (link, to.and_then(|to| to.to_str()?.parse().ok()))
+            })
+            .collect(),
         data_dirs: data.into_iter().collect(),
         work_dirs: work_dirs(layout)?,
         log_dirs: build_ids(&layout.log_dirs())?,

@@ -108,4 +108,71 @@ macro_rules! row_id {
     };
 }
 
-pub(super) use {checked_text, row_id};
+/// Declares a 16-bit number whose only constructor is a range check: `TryFrom`, serde and sqlx all go through it.
+macro_rules! checked_number {
+    ($(#[$doc:meta])* $name:ident($range:expr), $kind:literal, $problem:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "u16", into = "u16")]
+        pub struct $name(u16);
+
+        impl $name {
+            /// The number.
+            #[must_use]
+            pub fn get(self) -> u16 {
+                self.0
+            }
+        }
+
+        impl TryFrom<u16> for $name {
+            type Error = InvalidName;
+
+            fn try_from(number: u16) -> Result<Self, InvalidName> {
+                if ($range).contains(&number) {
+                    Ok(Self(number))
+                } else {
+                    Err(InvalidName::new($kind, &number.to_string(), $problem))
+                }
+            }
+        }
+
+        impl From<$name> for u16 {
+            fn from(number: $name) -> u16 {
+                number.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl sqlx::Type<sqlx::Sqlite> for $name {
+            fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+                <u16 as sqlx::Type<sqlx::Sqlite>>::type_info()
+            }
+
+            fn compatible(info: &sqlx::sqlite::SqliteTypeInfo) -> bool {
+                <u16 as sqlx::Type<sqlx::Sqlite>>::compatible(info)
+            }
+        }
+
+        impl<'r> sqlx::Decode<'r, sqlx::Sqlite> for $name {
+            fn decode(value: sqlx::sqlite::SqliteValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+                Ok(<u16 as sqlx::Decode<sqlx::Sqlite>>::decode(value)?.try_into()?)
+            }
+        }
+
+        impl sqlx::Encode<'_, sqlx::Sqlite> for $name {
+            fn encode_by_ref(
+                &self,
+                buf: &mut sqlx::sqlite::SqliteArgumentsBuffer,
+            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                <u16 as sqlx::Encode<sqlx::Sqlite>>::encode_by_ref(&self.0, buf)
+            }
+        }
+    };
+}
+
+pub(super) use {checked_number, checked_text, row_id};

@@ -6,6 +6,7 @@
 
 mod checked;
 mod choose;
+mod databases;
 mod port;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use checked::{checked_text, row_id};
 use serde::{Deserialize, Serialize};
 
 pub use choose::{Taken, TargetNames};
+pub use databases::{DatabaseName, ValkeyDb};
 pub use port::Port;
 
 /// A value that is not a name of the wanted kind.

@@ -171,6 +171,22 @@ async fn connections_over_the_limit_wait_for_a_place() {
 }
 
 #[tokio::test]
+async fn connections_of_one_address_over_its_limit_are_turned_away() {
+    let limits = Limits { connections_of_one: 1, ..Limits::default() };
+    let front = Front::with(RouterConfig { limits, ..RouterConfig::default() }, Vec::new()).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let mut first = front.connect().await;
+    first.send(&request).await;
+    assert_eq!(first.answer().await.status, 404);
+    let mut second = front.connect().await;
+    let mut byte = [0];
+    let turned_away = tokio::io::AsyncReadExt::read(&mut second.0, &mut byte).await;
+    assert!(matches!(turned_away, Ok(0) | Err(_)), "{turned_away:?}");
+    first.send(&request).await;
+    assert_eq!(first.answer().await.status, 404);
+}
+
+#[tokio::test]
 async fn at_the_end_what_has_begun_finishes_and_what_is_queued_is_served() {
     let (started, mut starts) = tokio::sync::mpsc::channel(1);
     let service = Service::http(move |_| {

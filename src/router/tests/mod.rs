@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Handle, Router, RouterConfig, Source};
-use crate::model::{DeploymentId, Destination, Port, Route};
+use crate::model::{DeploymentId, Destination, Port, Route, TargetId};
 
 const HOST: &str = "web-main.shop.example.com";
 /// Far longer than anything here takes: only so that a fault ends the test.
@@ -171,6 +171,7 @@ impl Answer {
 
 fn route_to(deployment: i64, port: Port) -> Route {
     Route {
+        target: TargetId(deployment),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),
         destination: Destination::Service { port, health_path: None },

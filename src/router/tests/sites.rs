@@ -13,6 +13,7 @@ const NEW: &str = "/nix/store/11111111111111111111111111111111-site";
 
 fn site(deployment: i64, root: &str, spa: bool) -> Vec<Route> {
     vec![Route {
+        target: TargetId(1),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),
         destination: Destination::Site { root: root.parse().unwrap(), spa },

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use http::{Method, header};
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::Full;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -145,6 +147,16 @@ pub(crate) async fn post(path: &str, body: &Value) -> Answer {
 
 /// Sends a delivery, as a forge does.
 pub(crate) async fn deliver(delivery: &Delivery) -> Answer {
+    try_deliver(delivery).await.unwrap_or_else(|err| panic!("kennel did not answer a delivery: {err}"))
+}
+
+/// Sends a delivery, when kennel may not be there.
+pub(crate) async fn try_deliver(delivery: &Delivery) -> Result<Answer, String> {
+    send(API, request_of(delivery)).await
+}
+
+/// A delivery as it goes over the line.
+pub(crate) fn request_of(delivery: &Delivery) -> Request<Full<Bytes>> {
     let path = format!("/webhook/{}", delivery.project);
     let mut request = request(Method::POST, "127.0.0.1:3000", &path, delivery.body.clone());
     for (name, value) in &delivery.headers {
@@ -153,5 +165,5 @@ pub(crate) async fn deliver(delivery: &Delivery) -> Answer {
             .headers_mut()
             .append(name, header::HeaderValue::from_bytes(value.as_bytes()).expect("a header's value"));
     }
-    send(API, request).await.unwrap_or_else(|err| panic!("kennel did not answer a delivery: {err}"))
+    request
 }

@@ -14,6 +14,8 @@ pub(crate) enum Entry {
     File(Vec<u8>),
     Program(Vec<u8>),
     Link(String),
+    /// A submodule, at this commit.
+    Submodule(String),
 }
 
 /// The files of a repository, by path.
@@ -33,6 +35,7 @@ pub(crate) struct Service {
     name: String,
     version: String,
     mode: String,
+    program: &'static str,
     build: Build,
     settings: Vec<String>,
     env: Vec<(String, String)>,
@@ -77,6 +80,12 @@ impl App {
         self
     }
 
+    /// The build of the last site waits until the gate is opened, if there is one.
+    pub(crate) fn site_gate(mut self, gate: Option<&Gate>) -> Self {
+        self.sites.last_mut().expect("a site comes before its gate").build.gate = gate.cloned();
+        self
+    }
+
     /// One more file, in the place of what would be there otherwise.
     pub(crate) fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
         self.extra.insert(path.to_owned(), Entry::File(content.into()));
@@ -107,8 +116,7 @@ impl App {
     pub(crate) fn files(&self) -> Files {
         let mut files = Files::new();
         for service in &self.services {
-            let program =
-                include_str!("service.py").replace("@VERSION@", &service.version).replace("@MODE@", &service.mode);
+            let program = service.program.replace("@VERSION@", &service.version).replace("@MODE@", &service.mode);
             files.insert(format!("{0}/bin/{0}", service.name), Entry::Program(program.into()));
         }
         for site in &self.sites {
@@ -157,10 +165,16 @@ impl Service {
             name: name.to_owned(),
             version: version.to_owned(),
             mode: "ok".to_owned(),
+            program: include_str!("service.py"),
             build: Build::default(),
             settings: vec!["drain_secs = 1".to_owned()],
             env: Vec::new(),
         }
+    }
+
+    /// One that starts at once and knows no more than its version, and the mode `exit`.
+    pub(crate) fn small(name: &str, version: &str) -> Self {
+        Self { program: include_str!("service.pl"), ..Self::new(name, version) }.settings(&["drain_secs = 0"])
     }
 
     /// How it behaves; the words are in `service.py`.

@@ -12,6 +12,8 @@ pub(crate) const BASE_DOMAIN: &str = "lab.test";
 #[derive(Debug, Clone)]
 pub(crate) struct LabConfig {
     pub(crate) builder: String,
+    /// More sections.
+    pub(crate) sections: String,
     pub(crate) projects: Vec<ProjectSpec>,
 }
 
@@ -33,12 +35,18 @@ impl LabConfig {
     }
 
     pub(crate) fn of(projects: impl IntoIterator<Item = ProjectSpec>) -> Self {
-        Self { builder: String::new(), projects: projects.into_iter().collect() }
+        Self { builder: String::new(), sections: String::new(), projects: projects.into_iter().collect() }
     }
 
     /// One more line of `[builder]`.
     pub(crate) fn builder(mut self, line: &str) -> Self {
         let _ = writeln!(self.builder, "{line}");
+        self
+    }
+
+    /// One more section, with its head.
+    pub(crate) fn section(mut self, text: &str) -> Self {
+        let _ = writeln!(self.sections, "{text}");
         self
     }
 }
@@ -75,8 +83,8 @@ pub(crate) fn render(config: &LabConfig, dir: &Path, forge_url: impl Fn(&str) ->
         "base_domain = \"{BASE_DOMAIN}\"\n\
          [api]\nlisten = \"127.0.0.1:3000\"\n\
          [router]\nhttp = \"127.0.0.1:8080\"\n\
-         [builder]\n{}\n",
-        config.builder
+         [builder]\n{}\n{}\n",
+        config.builder, config.sections
     );
     for project in &config.projects {
         let _ = write!(

@@ -1,6 +1,7 @@
 //! Webhook deliveries with the payloads and signatures of Forgejo and GitHub.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
@@ -42,7 +43,9 @@ impl Style {
 
     pub(crate) fn delivery_of_bytes(self, project: &str, secret: &str, event: &str, body: Vec<u8>) -> Delivery {
         static COUNT: AtomicU32 = AtomicU32::new(1);
-        let id = format!("7d1f7a2c-0000-4000-8000-{:012}", COUNT.fetch_add(1, Ordering::Relaxed));
+        // Two tests may talk to the same kennel, before and after its machine was off.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs();
+        let id = format!("{since:08x}-0000-4000-8000-{:012}", COUNT.fetch_add(1, Ordering::Relaxed));
         let signature = sign(secret, &body);
         let (prefix, signature) = match self {
             Self::Forgejo => ("X-Forgejo", ("X-Forgejo-Signature", signature)),

@@ -1,6 +1,6 @@
 //! HTTP as tests speak it: one request on a connection of its own, or many on one that is kept.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -66,7 +66,18 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(to: SocketAddr) -> Result<Self, String> {
-        let socket = TcpStream::connect(to).await.map_err(|err| format!("connect: {err}"))?;
+        Self::over(TcpStream::connect(to).await).await
+    }
+
+    /// From an address of this machine's, such as 127.0.0.2.
+    pub(crate) async fn open_from(from: IpAddr, to: SocketAddr) -> Result<Self, String> {
+        let socket = TcpSocket::new_v4().expect("there are sockets");
+        socket.bind(SocketAddr::new(from, 0)).expect("all of 127.0.0.0/8 is this machine's");
+        Self::over(socket.connect(to).await).await
+    }
+
+    async fn over(socket: std::io::Result<TcpStream>) -> Result<Self, String> {
+        let socket = socket.map_err(|err| format!("connect: {err}"))?;
         socket.set_nodelay(true).map_err(|err| format!("connect: {err}"))?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(socket)).await.map_err(|err| format!("handshake: {err}"))?;

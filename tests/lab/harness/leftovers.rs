@@ -13,16 +13,19 @@ use super::{Lab, api, delivery, machine};
 /// How long kennel may take to give everything back: longer than a drain of a test.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(20);
 
-const STATE: &str = "/var/lib/kennel";
-const PRIVATE: &str = "/var/lib/private/kennel";
-const RUN: &str = "/run/kennel";
-const UNITS: &str = "/run/systemd/system";
+pub(super) const STATE: &str = "/var/lib/kennel";
+pub(super) const PRIVATE: &str = "/var/lib/private/kennel";
+pub(super) const RUN: &str = "/run/kennel";
+pub(super) const UNITS: &str = "/run/systemd/system";
 
 /// Ends and removes everything of kennel's, without kennel.
 pub(super) async fn wipe() {
     let _ = machine::run("systemctl", &["kill", "--signal=KILL", "kennel.service"]).await;
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
     let _ = machine::run("systemctl", &["reset-failed", "kennel.service"]).await;
+    if fs::remove_dir_all(Path::new(UNITS).join("kennel.service.d")).is_ok() {
+        machine::ok("systemctl", &["daemon-reload"]).await;
+    }
     let units = machine::own_units().await;
     if !units.is_empty() {
         let units: Vec<_> = units.iter().map(String::as_str).collect();
@@ -111,6 +114,8 @@ async fn find() -> Vec<String> {
     add("builder", machine::nix_builders().into_iter().map(|process| format!("{process:?}")).collect());
     for (what, query) in [
         ("row of a port", "select cast(port as text) from ports"),
+        ("row of a Valkey number", "select cast(number as text) from valkey_numbers"),
+        ("row of a PostgreSQL database", "select name from postgres_databases where state <> 'renamed'"),
         ("row of a target", "select tag from targets where gone_at is null"),
         ("row of a route", "select host from routes"),
         ("row of an open build", "select cast(id as text) from builds where state in ('queued', 'building')"),

@@ -4,10 +4,12 @@
 pub(crate) mod api;
 pub(crate) mod app;
 pub(crate) mod config;
+pub(crate) mod databases;
 pub(crate) mod delivery;
 pub(crate) mod forge;
 pub(crate) mod gate;
 pub(crate) mod http;
+pub(crate) mod invariants;
 pub(crate) mod leftovers;
 pub(crate) mod machine;
 pub(crate) mod repo;
@@ -93,6 +95,17 @@ impl Lab {
             let _ = fs::remove_dir_all(dir);
             fs::create_dir_all(dir).unwrap();
         }
+        Self::beside(config).await
+    }
+
+    /// The same project and repositories as before, beside a kennel that runs already.
+    pub(crate) async fn resume(config: LabConfig) -> Self {
+        let lab = Self::beside(config).await;
+        machine::ok("systemctl", &["reload", "kennel.service"]).await;
+        lab
+    }
+
+    async fn beside(config: LabConfig) -> Self {
         let forge = Forge::start(Path::new("/srv/git")).await;
         let projects = config.projects.iter().map(|spec| {
             let (style, repo) = (spec.style, forge.create(&spec.name));
@@ -268,10 +281,18 @@ impl Lab {
         machine::kennel_journal(&self.cursor).await
     }
 
+    /// What anybody wrote to the journal in this test, with all its fields.
+    pub(crate) async fn everything_journalled(&self) -> String {
+        machine::ok("journalctl", &["--sync"]).await;
+        let after = format!("--after-cursor={}", self.cursor);
+        machine::ok("journalctl", &["--quiet", "--no-pager", "--output=verbose", "--all", &after]).await
+    }
+
     /// Has kennel tear everything down, and looks whether anything is left (promise 5).
     pub(crate) async fn finish(mut self) {
         leftovers::tear_down(&self).await;
         leftovers::expect_none().await;
+        invariants::at_rest(&[], &BTreeMap::new()).await;
         let journal = self.journal().await;
         assert!(!journal.contains("panicked at"), "kennel panicked:\n{journal}");
         self.finished = true;

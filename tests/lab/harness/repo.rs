@@ -35,6 +35,15 @@ impl Repo {
         repository.commit(None, &author, &author, message, &tree, &parents).unwrap().to_string()
     }
 
+    /// A commit on top of a branch that changes no file. Moves no branch.
+    pub(crate) fn commit_nothing(&self, branch: &str) -> String {
+        let repository = self.open();
+        let parent = repository.find_commit(repository.refname_to_id(&head(branch)).unwrap()).unwrap();
+        let author = Signature::now("Ada", "ada@example.com").unwrap();
+        let tree = parent.tree().unwrap();
+        repository.commit(None, &author, &author, "Change nothing", &tree, &[&parent]).unwrap().to_string()
+    }
+
     /// Points a branch at a commit, wherever it was before.
     pub(crate) fn push(&self, branch: &str, commit: &str) {
         self.point(&head(branch), commit);
@@ -47,6 +56,11 @@ impl Repo {
     /// Gives a pull request the head that forges give it.
     pub(crate) fn pull_request(&self, number: u64, commit: &str) {
         self.point(&format!("refs/pull/{number}/head"), commit);
+    }
+
+    /// The commit a pull request asks for.
+    pub(crate) fn pull_head(&self, number: u64) -> Option<String> {
+        self.open().refname_to_id(&format!("refs/pull/{number}/head")).ok().map(|id| id.to_string())
     }
 
     fn point(&self, name: &str, commit: &str) {
@@ -76,12 +90,14 @@ fn tree(repository: &Repository, files: &Files) -> Oid {
             below.entry(dir).or_default().insert(rest.to_owned(), entry.clone());
             continue;
         }
-        let (content, mode) = match entry {
-            Entry::File(content) => (content.as_slice(), 0o100_644),
-            Entry::Program(content) => (content.as_slice(), 0o100_755),
-            Entry::Link(to) => (to.as_bytes(), 0o120_000),
+        let blob = |content: &[u8]| repository.blob(content).unwrap();
+        let (object, mode) = match entry {
+            Entry::File(content) => (blob(content), 0o100_644),
+            Entry::Program(content) => (blob(content), 0o100_755),
+            Entry::Link(to) => (blob(to.as_bytes()), 0o120_000),
+            Entry::Submodule(commit) => (commit.parse().unwrap(), 0o160_000),
         };
-        builder.insert(path, repository.blob(content).unwrap(), mode).unwrap();
+        builder.insert(path, object, mode).unwrap();
     }
     for (dir, files) in below {
         builder.insert(dir, tree(repository, &files), 0o040_000).unwrap();

@@ -5,10 +5,12 @@ import base64
 import hashlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -43,6 +45,8 @@ class Service(BaseHTTPRequestHandler):
             self.answer(200, fetch(query))
         elif path == "/read":
             self.answer(200, read(query))
+        elif path == "/valkey":
+            self.answer(200, valkey(query.split(",")))
         elif path == "/crash":
             os._exit(4)
         elif path == "/ws":
@@ -105,6 +109,23 @@ def fetch(query):
         return error.code
     except OSError as error:
         return str(error)
+
+
+def valkey(words):
+    """Sends Valkey a command in the database of this branch; tells the reply as it came."""
+    url = urllib.parse.urlsplit(os.environ["VALKEY_URL"])
+    commands = ["AUTH", url.username, url.password], ["SELECT", url.path[1:]], words
+    try:
+        with socket.create_connection((url.hostname, url.port), timeout=5) as server, server.makefile("rb") as replies:
+            for command in commands:
+                parts = [b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in command]
+                server.sendall(b"*%d\r\n" % len(parts) + b"".join(parts))
+                reply = replies.readline().decode().strip()
+                if reply.startswith("-"):
+                    break
+            return replies.readline().decode().strip() if reply.startswith("$") and reply != "$-1" else reply
+    except OSError as error:
+        return f"error: {error}"
 
 
 def read(path):

@@ -145,6 +145,9 @@ async fn the_end_of_a_build_is_known_at_once_and_by_its_reason() {
 async fn what_a_hostile_worker_leaves_is_not_followed() {
     let machine = machine().await;
     let build = BuildId(105);
+    let shadow = std::fs::read("/etc/shadow").unwrap();
+    std::fs::create_dir_all("/srv/kept").unwrap();
+    std::fs::write("/srv/kept/file", "kept").unwrap();
     machine.ensure_build_dirs(build, &job(build, "evil")).await.unwrap();
     let spec = spec(build, BuildPhase::Build);
     machine.start_build(&spec).await.unwrap();
@@ -153,9 +156,18 @@ async fn what_a_hostile_worker_leaves_is_not_followed() {
     println!("{error}: {}", error.source);
     let error = machine.build_output(build, &api()).await.unwrap_err();
     println!("{error}: {}", error.source);
+    // Another attempt writes the job in the place of a link, and not through it.
+    machine.ensure_build_dirs(build, &job(build, "look")).await.unwrap();
+    let written = std::fs::symlink_metadata("/var/lib/kennel/work/105/job.json").unwrap();
+    assert!(written.is_file(), "the job is a file again");
     machine.remove_work_dir(build).await.unwrap();
     machine.remove_log_dir(build).await.unwrap();
-    assert!(std::fs::exists("/etc/shadow").unwrap() && std::fs::exists("/etc/passwd").unwrap());
+    assert_eq!(std::fs::read("/etc/shadow").unwrap(), shadow);
+    assert!(std::fs::exists("/etc/passwd").unwrap());
+    assert_eq!(std::fs::read_to_string("/srv/kept/file").unwrap(), "kept");
+    assert!(
+        !std::fs::exists("/var/lib/kennel/work/105").unwrap() && !std::fs::exists("/var/lib/kennel/logs/105").unwrap()
+    );
 }
 
 #[tokio::test]

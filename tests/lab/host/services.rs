@@ -297,7 +297,7 @@ async fn a_sites_link_follows_its_newest_version() {
         machine.ensure_site_link(&link, to).await.unwrap();
         assert_eq!(std::fs::read_link(path).unwrap().to_str(), Some(to.as_str()));
     }
-    assert_eq!(machine.inventory().await.unwrap().site_links, std::slice::from_ref(&link));
+    assert_eq!(machine.inventory().await.unwrap().site_links, [(link.clone(), Some(two))]);
     machine.remove_site_link(&link).await.unwrap();
     machine.remove_site_link(&link).await.unwrap();
     assert_eq!(std::fs::read_dir("/var/lib/kennel/sites").unwrap().count(), 0);

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 _, phase, build = sys.argv[1:4]
-work = os.path.join(sys.argv[sys.argv.index("--state-dir") + 1], "work", build)
+state = sys.argv[sys.argv.index("--state-dir") + 1]
+work, logs = os.path.join(state, "work", build), os.path.join(state, "logs", build)
 with open(os.path.join(work, "job.json"), encoding="utf-8") as file:
     job = json.load(file)
 mode, _, detail = job["repo_url"].partition(":")
@@ -42,6 +43,15 @@ if mode == "exit":
 if mode == "evil":
     os.symlink("/etc/shadow", os.path.join(work, phase + ".json"))
     os.symlink("/etc", os.path.join(work, "out"))
+    # What the daemon writes, and what it removes.
+    for name in ["job.json", ".job.json.new", "cache"]:
+        if os.path.lexists(os.path.join(work, name)):
+            os.remove(os.path.join(work, name))
+    os.symlink("/etc/shadow", os.path.join(work, "job.json"))
+    os.symlink("/etc/shadow", os.path.join(work, ".job.json.new"))
+    os.symlink("/srv/kept", os.path.join(work, "cache"))
+    os.symlink("/srv/kept", os.path.join(logs, "deep"))
+    os.symlink("/etc/shadow", os.path.join(logs, "api.log"))
     sys.exit(0)
 if mode == "output":
     os.mkdir(os.path.join(work, "out"))

@@ -18,7 +18,7 @@ pub struct BuildLimits {
     pub user: String,
     /// Variables it gets, such as the daemon's own `PATH` with `nix` and `git` in it.
     pub env: BTreeMap<String, String>,
-    /// How much memory it may use.
+    /// How much memory it may use; no process of it more than this by itself.
     pub memory_max_bytes: u64,
     /// How many processes and threads it may have.
     pub tasks_max: u64,
@@ -31,12 +31,54 @@ pub type Property = (&'static str, Variant<'static>);
 pub const BUILD_SLICE: &str = "kennel-_builds.slice";
 /// The largest file a build may write, such as a pack of a repository.
 const FILE_MAX_BYTES: u64 = 16 << 30;
+/// All a build sees of the machine besides its own directories, where it is there: programs, the store, and what
+/// tells names, certificates and Nix's settings. A flake reads files with the rights of whoever evaluates it, and
+/// what it reads may end in the store, where everybody can.
+const VISIBLE: [&str; 30] = [
+    "/nix",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/crypto-policies",
+    "/etc/gai.conf",
+    "/etc/gitconfig",
+    "/etc/group",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/nix",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/pki",
+    "/etc/protocols",
+    "/etc/resolv.conf",
+    "/etc/services",
+    "/etc/ssl",
+    "/etc/static",
+    "/run/current-system",
+    "/run/nscd",
+    "/run/systemd/resolve",
+    "/var/run/nscd",
+];
+/// What of Nix's is no build's business: other builds' logs, and the list of all there is in the store.
+const HIDDEN_OF_NIX: [&str; 2] = ["-/nix/var/log", "-/nix/var/nix/db"];
+/// `MS_REC` of `mount(2)`: what is mounted below a bound directory is seen as well, such as NixOS's store.
+const RECURSIVE: u64 = 1 << 14;
 
 /// The properties of a build's unit.
 ///
 /// `PrivatePIDs=` hides it from the unit of another build, which has the same user and could reach through
 /// `/proc/<pid>/root` else; it also makes the worker process 1, whose end by SIGKILL ends all it started.
 /// `ProcSubset=pid` is absent, since Nix looks at `/proc/stat`.
+///
+/// A fetch sees the machine read-only, since a repository may lie on it, and none of kennel's state but its own. What
+/// evaluates sees [`VISIBLE`] and nothing else: there `ProtectSystem=` is absent, as it would show the rest again.
 ///
 /// # Errors
 /// When a path is not UTF-8.
@@ -69,11 +111,29 @@ pub fn build_unit(layout: &Layout, limits: &BuildLimits, spec: &BuildUnitSpec) -
         ("Environment", env.into()),
         ("WorkingDirectory", work.clone().into()),
         // Of kennel's state it sees nothing but these two.
-        ("TemporaryFileSystem", vec![(state, "ro,mode=0755".to_owned())].into()),
         ("BindPaths", vec![bind(work), bind(logs)].into()),
     ];
-    let run = format!("-{}", text("run directory", &layout.run_dir)?);
-    properties.push(("InaccessiblePaths", strings(&[&run, "-/run/dbus", "-/run/systemd/private"])));
+    let empty = |at: String| Variant::from(vec![(at, "ro,mode=0755".to_owned())]);
+    match spec.phase {
+        BuildPhase::Fetch => {
+            let run = format!("-{}", text("run directory", &layout.run_dir)?);
+            properties.extend([
+                ("ProtectSystem", "strict".into()),
+                ("TemporaryFileSystem", empty(state)),
+                ("InaccessiblePaths", strings(&[&run, "-/run/dbus", "-/run/systemd/private"])),
+            ]);
+        }
+        BuildPhase::Build => {
+            let programs = limits.env.get("PATH").map(String::as_str).unwrap_or_default();
+            properties.extend([
+                ("TemporaryFileSystem", empty("/".to_owned())),
+                // `/proc`, `/sys` and an empty `/run`, which a root of one's own has not.
+                ("MountAPIVFS", true.into()),
+                ("BindReadOnlyPaths", visible(&exe, programs).into()),
+                ("InaccessiblePaths", strings(&HIDDEN_OF_NIX)),
+            ]);
+        }
+    }
     if !spec.credentials.is_empty() {
         let credentials: Result<Vec<_>, _> =
             spec.credentials.iter().map(|(name, path)| Ok(((*name).to_owned(), text(name, path)?))).collect();
@@ -86,6 +146,9 @@ pub fn build_unit(layout: &Layout, limits: &BuildLimits, spec: &BuildUnitSpec) -
         ("TasksMax", limits.tasks_max.into()),
         ("CPUWeight", 50u64.into()),
         ("OOMPolicy", "kill".into()),
+        // The wall behind `MemoryMax=`, where that is not enforced: a process whose own writable memory reaches it is
+        // told so, rather than killed. Not `LimitAS=`, which would count the packs that git maps.
+        ("LimitDATA", limits.memory_max_bytes.into()),
         ("LimitCORE", 0u64.into()),
         ("LimitFSIZE", FILE_MAX_BYTES.into()),
         ("LimitNOFILE", 65_536u64.into()),
@@ -119,7 +182,6 @@ fn sandbox() -> Vec<Property> {
     let mut properties: Vec<Property> = yes.map(|name| (name, true.into())).to_vec();
     let only = |names: &[&str]| Variant::from((true, names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()));
     properties.extend([
-        ("ProtectSystem", "strict".into()),
         ("ProtectHome", "yes".into()),
         ("PrivatePIDs", "yes".into()),
         ("ProtectProc", "invisible".into()),
@@ -141,9 +203,21 @@ fn strings(values: &[&str]) -> Variant<'static> {
     values.iter().map(|&value| value.to_owned()).collect::<Vec<_>>().into()
 }
 
-/// A directory to be seen where it is: source, destination, must exist, nothing mounted below.
-fn bind(path: String) -> (String, String, bool, u64) {
+/// A directory to be seen where it is: source, destination, whether it may be missing, and how.
+type Bind = (String, String, bool, u64);
+
+/// One that must exist, without what is mounted below.
+fn bind(path: String) -> Bind {
     (path.clone(), path, false, 0)
+}
+
+/// [`VISIBLE`], and the directories of programs that lie elsewhere.
+fn visible(exe: &str, programs: &str) -> Vec<Bind> {
+    let below = |path: &str| VISIBLE.iter().any(|dir| Path::new(path).starts_with(dir));
+    let elsewhere =
+        std::iter::once(exe).chain(programs.split(':')).filter(|path| path.starts_with('/') && !below(path));
+    let all = VISIBLE.into_iter().chain(elsewhere);
+    all.map(|path| (path.to_owned(), path.to_owned(), true, RECURSIVE)).collect()
 }
 
 fn text(what: &str, path: &Path) -> Result<String, RenderError> {
@@ -172,7 +246,9 @@ mod tests {
 
     #[test]
     fn a_build_unit_sees_its_own_directories_and_no_credential() {
-        insta::assert_snapshot!(rendered(BuildPhase::Build, Vec::new()).join("\n"), @r#"
+        let mut build = rendered(BuildPhase::Build, Vec::new());
+        build.retain(|line| !line.starts_with("BindReadOnlyPaths "));
+        insta::assert_snapshot!(build.join("\n"), @r#"
         Description s "The build of build 17"
         Type s "exec"
         ExecStart a(sasb) [("/usr/bin/kennel", ["/usr/bin/kennel", "build-worker", "build", "17", "--state-dir", "/var/lib/kennel"], false)]
@@ -182,9 +258,10 @@ mod tests {
         CollectMode s "inactive-or-failed"
         Environment as ["HOME=/var/lib/kennel/work/17", "NIX_REMOTE=daemon", "PATH=/usr/bin", "XDG_CACHE_HOME=/var/lib/kennel/work/17/cache"]
         WorkingDirectory s "/var/lib/kennel/work/17"
-        TemporaryFileSystem a(ss) [("/var/lib/kennel", "ro,mode=0755")]
         BindPaths a(ssbt) [("/var/lib/kennel/work/17", "/var/lib/kennel/work/17", false, uint64 0), ("/var/lib/kennel/logs/17", "/var/lib/kennel/logs/17", false, 0)]
-        InaccessiblePaths as ["-/run/kennel", "-/run/dbus", "-/run/systemd/private"]
+        TemporaryFileSystem a(ss) [("/", "ro,mode=0755")]
+        MountAPIVFS b true
+        InaccessiblePaths as ["-/nix/var/log", "-/nix/var/nix/db"]
         PrivateTmp b true
         PrivateDevices b true
         PrivateIPC b true
@@ -200,7 +277,6 @@ mod tests {
         ProtectClock b true
         ProtectHostname b true
         RemoveIPC b true
-        ProtectSystem s "strict"
         ProtectHome s "yes"
         PrivatePIDs s "yes"
         ProtectProc s "invisible"
@@ -219,6 +295,7 @@ mod tests {
         TasksMax t uint64 512
         CPUWeight t uint64 50
         OOMPolicy s "kill"
+        LimitDATA t uint64 1073741824
         LimitCORE t uint64 0
         LimitFSIZE t uint64 17179869184
         LimitNOFILE t uint64 65536
@@ -230,7 +307,20 @@ mod tests {
     }
 
     #[test]
-    fn a_fetch_unit_differs_by_its_command_and_credentials_only() {
+    fn a_build_sees_where_programs_lie_and_no_data_of_the_machine() {
+        let seen = |exe, programs| visible(exe, programs).into_iter().skip(VISIBLE.len()).map(|bind| bind.0);
+        assert_eq!(seen("/usr/bin/kennel", "/usr/bin:/nix/store/x/bin").count(), 0);
+        let elsewhere: Vec<_> = seen("/opt/kennel/kennel", "/usr/bin:/snap/bin:relative").collect();
+        assert_eq!(elsewhere, ["/opt/kennel/kennel", "/snap/bin"]);
+        for hidden in
+            ["/etc", "/etc/kennel", "/home", "/root", "/srv", "/opt", "/var", "/var/lib", "/run", "/run/secrets"]
+        {
+            assert!(!VISIBLE.contains(&hidden), "{hidden}");
+        }
+    }
+
+    #[test]
+    fn a_fetch_unit_has_credentials_and_sees_repositories_on_the_machine() {
         let build = rendered(BuildPhase::Build, Vec::new());
         let mut fetch = rendered(BuildPhase::Fetch, vec![("git-token", "/run/secrets/git".into())]);
         fetch.retain(|line| !build.contains(line));
@@ -238,6 +328,9 @@ mod tests {
         Description s "The fetch of build 17"
         ExecStart a(sasb) [("/usr/bin/kennel", ["/usr/bin/kennel", "build-worker", "fetch", "17", "--state-dir", "/var/lib/kennel"], false)]
         SyslogIdentifier s "kennel-fetch"
+        ProtectSystem s "strict"
+        TemporaryFileSystem a(ss) [("/var/lib/kennel", "ro,mode=0755")]
+        InaccessiblePaths as ["-/run/kennel", "-/run/dbus", "-/run/systemd/private"]
         LoadCredential a(ss) [("git-token", "/run/secrets/git")]
         "#);
     }

@@ -58,55 +58,8 @@ fn check(name: &str, value: &str) -> Result<(), RenderError> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::systemd::read_env_file;
     use super::*;
-
-    /// systemd's `parse_env_file_internal`, state by state, for what it says of quotes and escapes.
-    fn read_env_file(text: &str) -> Vec<(String, String)> {
-        enum State {
-            Key,
-            Plain,
-            Escape,
-            Double,
-            DoubleEscape,
-        }
-        let (mut state, mut key, mut value, mut all) = (State::Key, String::new(), String::new(), Vec::new());
-        for c in text.chars() {
-            match state {
-                State::Key => match c {
-                    '=' => state = State::Plain,
-                    '\n' | '\r' => key.clear(),
-                    c => key.push(c),
-                },
-                State::Plain => match c {
-                    '\n' | '\r' => {
-                        all.push((std::mem::take(&mut key), std::mem::take(&mut value)));
-                        state = State::Key;
-                    }
-                    '"' => state = State::Double,
-                    '\\' => state = State::Escape,
-                    c => value.push(c),
-                },
-                State::Escape => {
-                    value.push(c);
-                    state = State::Plain;
-                }
-                State::Double => match c {
-                    '"' => state = State::Plain,
-                    '\\' => state = State::DoubleEscape,
-                    c => value.push(c),
-                },
-                State::DoubleEscape => {
-                    match c {
-                        '"' | '\\' | '`' | '$' => value.push(c),
-                        '\n' => {}
-                        c => value.extend(['\\', c]),
-                    }
-                    state = State::Double;
-                }
-            }
-        }
-        all
-    }
 
     #[test]
     fn values_are_quoted_and_keep_their_line_breaks() {

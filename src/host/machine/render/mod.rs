@@ -7,6 +7,10 @@ pub mod build;
 pub mod env;
 pub mod unit;
 
+#[cfg(test)]
+#[path = "../../../../tests/fuzz/bodies/systemd.rs"]
+mod systemd;
+
 /// A value that systemd cannot be given unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {problem}")]
@@ -45,25 +49,8 @@ pub fn word(what: &str, text: &str) -> Result<String, RenderError> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::systemd::read_word;
     use super::*;
-
-    /// What systemd makes of a quoted word: `extract_first_word` with `EXTRACT_UNQUOTE | EXTRACT_CUNESCAPE`,
-    /// then specifiers. Returns the word and what follows it.
-    fn read_word(text: &str) -> Option<(String, &str)> {
-        let mut chars = text.strip_prefix('"')?.char_indices();
-        let mut word = String::new();
-        while let Some((at, c)) = chars.next() {
-            match c {
-                '"' => return Some((word.replace("%%", "%"), &text[at + 2..])),
-                '\\' => match chars.next()?.1 {
-                    c @ ('"' | '\\') => word.push(c),
-                    _ => return None,
-                },
-                c => word.push(c),
-            }
-        }
-        None
-    }
 
     proptest! {
         #[test]

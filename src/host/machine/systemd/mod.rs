@@ -7,6 +7,7 @@
 mod ending;
 mod jobs;
 mod proxies;
+mod steady;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedObjectPath};
 use self::ending::{Seen, ending};
 use self::jobs::Jobs;
 use self::proxies::{JobRemovedStream, ManagerProxy, ServiceProxy, UnitProxy};
+pub(super) use self::steady::Steady;
 use super::Fault;
 use super::render::build::Property;
 use crate::host::UnitState;
@@ -196,9 +198,9 @@ impl Systemd {
     }
 
     /// Starts a transient unit, unless it runs.
-    pub(super) async fn start_transient(&self, unit: &UnitName, properties: Vec<Property>) -> Result<(), Fault> {
+    pub(super) async fn start_transient(&self, unit: &UnitName, properties: &[Property]) -> Result<(), Fault> {
         let link = self.link().await?;
-        let ask = || link.manager.start_transient_unit(unit.as_str(), "fail", &properties, &[]);
+        let ask = || link.manager.start_transient_unit(unit.as_str(), "fail", properties, &[]);
         let ended = match self.job(unit.as_str(), ask()).await? {
             Err(error) if is(&error, UNIT_EXISTS) => {
                 if !matches!(self.state(unit).await?, UnitState::Dead { .. } | UnitState::Absent) {
@@ -315,13 +317,24 @@ impl Systemd {
         }
     }
 
-    /// The names of all loaded units that match one of the patterns.
-    pub(super) async fn list(&self, patterns: &[&str]) -> Result<Vec<String>, Fault> {
+    /// All loaded units that match one of the patterns.
+    pub(super) async fn list(&self, patterns: &[&str]) -> Result<Vec<Listed>, Fault> {
         let rows = self.link().await?.manager.list_units_by_patterns(&[], patterns).await?;
         // A name that something refers to is listed, though there is no such unit.
         let there = rows.into_iter().filter(|row| row.2 != "not-found" || row.3 != "inactive");
-        Ok(there.map(|row| row.0).collect())
+        // As `state` has it: everything else is neither dead nor absent.
+        let runs =
+            |active: &str| matches!(active, "active" | "reloading" | "refreshing" | "activating" | "deactivating");
+        Ok(there.map(|row| Listed { runs: runs(&row.3), name: row.0 }).collect())
     }
+}
+
+/// A unit that systemd has loaded.
+#[derive(Debug)]
+pub(in crate::host::machine) struct Listed {
+    pub(in crate::host::machine) name: String,
+    /// Whether it runs, or is on its way up or down.
+    pub(in crate::host::machine) runs: bool,
 }
 
 /// Reads signals for as long as there is a bus, and connects again when there is one again.

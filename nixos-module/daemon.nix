@@ -1,0 +1,86 @@
+# The daemon: its file, its unit, its command line, its ports.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+
+let
+  cfg = config.services.kennel;
+  toml = pkgs.formats.toml { };
+
+  # TOML has no null, and an empty section is none.
+  clean =
+    value:
+    if builtins.isAttrs value && !lib.isDerivation value then
+      lib.filterAttrs (_: value: value != null && value != { }) (builtins.mapAttrs (_: clean) value)
+    else
+      value;
+  settings = clean cfg.settings;
+  written = toml.generate "kennel.toml" (settings // { projects = clean cfg.projects; });
+
+  # The daemon's own check, run while the system is built. It needs neither network nor secrets.
+  checked =
+    pkgs.runCommand "kennel-config.toml"
+      {
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      }
+      (
+        if pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform then
+          ''
+            cp ${written} config.toml
+            ${lib.getExe cfg.package} check-config config.toml
+            cp config.toml $out
+          ''
+        else
+          ''
+            cp ${written} $out
+          ''
+      );
+
+  listeners = lib.filter (address: address != null) [
+    cfg.settings.router.http
+    cfg.settings.router.https
+  ];
+  isLoopback = address: lib.hasPrefix "127." address || lib.hasPrefix "[::1]" address;
+  portOf = address: lib.toInt (lib.last (lib.splitString ":" address));
+in
+{
+  config = lib.mkIf cfg.enable {
+    services.kennel.configFile = checked;
+    environment.etc."kennel/config.toml".source = checked;
+    environment.systemPackages = [ cfg.package ];
+    users.groups.kennel.members = cfg.operators;
+
+    networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall (
+      map portOf (lib.filter (address: !isLoopback address) listeners)
+    );
+
+    # The unit is the package's own, systemd/kennel.service; here is what only NixOS can know.
+    systemd.packages = [ cfg.package ];
+    systemd.services.kennel = {
+      wantedBy = [ "multi-user.target" ];
+      path = [
+        config.nix.package
+        config.programs.ssh.package
+        pkgs.gitMinimal
+      ];
+      # A restart loses no request and touches no service; stopping first would.
+      stopIfChanged = false;
+      # A changed project is a reload; what the daemon reads at its start only is a restart.
+      reloadTriggers = [ checked ];
+      restartTriggers = [
+        (builtins.hashString "sha256" (builtins.toJSON (removeAttrs settings [ "prune_projects" ])))
+      ];
+    };
+
+    # Where systemd keeps the state of services with dynamic users; the unit cannot start without it.
+    systemd.tmpfiles.settings."10-kennel"."/var/lib/private".d = {
+      mode = "0700";
+      user = "root";
+      group = "root";
+    };
+  };
+}

@@ -1,0 +1,75 @@
+# services.kennel.settings: what the module itself needs to know, and every key that names a secret's file.
+{ lib, ... }:
+
+let
+  inherit (lib) mkOption types;
+
+  # A string: a Nix path would be copied to the store, where everybody can read it.
+  secretFile =
+    description:
+    mkOption {
+      type = types.nullOr types.externalPath;
+      default = null;
+      inherit description;
+    };
+in
+{
+  options = {
+    base_domain = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "example.com";
+      description = ''
+        What every hostname ends in: `<service>-<branch>.<project>.<base_domain>`. Let `*.<project>.<base_domain>` in
+        the DNS point at this machine.
+      '';
+    };
+
+    control_domain = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "kennel.example.com";
+      description = "Where the forge's webhooks arrive, at `/webhook/<project>`, and operators with a token.";
+    };
+
+    state_dir = mkOption {
+      type = types.externalPath;
+      default = "/var/lib/kennel";
+      description = "What outlives a reboot. It has to lie below {file}`/var/lib`.";
+    };
+
+    api.listen = mkOption {
+      type = types.str;
+      default = "127.0.0.1:3000";
+      description = "Where the operator's API listens over TCP.";
+    };
+
+    api.token_file = secretFile "The bearer token's file, needed by whoever uses the API from outside.";
+
+    router.http = mkOption {
+      type = types.str;
+      default = "0.0.0.0:80";
+      example = "127.0.0.1:8080";
+      description = "Where visitors are served over HTTP. Behind another proxy: an address on loopback.";
+    };
+
+    router.https = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "0.0.0.0:443";
+      description = "Where visitors are served over HTTPS, if anywhere.";
+    };
+
+    valkey.url_file = secretFile ''
+      The file of the URL of a Valkey of your own, `redis://user:password@127.0.0.1:6379`, for preview databases. Its
+      user manages ACLs.
+    '';
+
+    postgres.url_file = secretFile ''
+      The file of the URL of a PostgreSQL of your own, `postgres://user:password@127.0.0.1`, for preview databases. Its
+      role has CREATEDB and CREATEROLE.
+    '';
+
+    dns.token_file = secretFile "The file of the token that may change DNS records.";
+  };
+}
