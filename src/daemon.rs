@@ -160,8 +160,10 @@ impl Running {
 
         // What comes through the router bears no `api::Caller`, and so counts as coming from outside.
         let control = now.control_domain.clone().map(|domain| (domain, app.clone()));
+        let defaults = router::RouterConfig::default();
+        let workers = now.router.workers.unwrap_or(defaults.workers);
         let (router, handle) = Router::new(
-            router::RouterConfig { store_dir: parts.store_dir, control, ..router::RouterConfig::default() },
+            router::RouterConfig { store_dir: parts.store_dir, control, workers, ..defaults },
             store.clone(),
         );
         let deployer = deployer::Context {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,13 +84,15 @@ fn api(mut table: Table<'_, '_>) -> Option<ApiConfig> {
 fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     let http = table.or("http", SocketAddr::from(([0, 0, 0, 0], 80)), address);
     let https = table.maybe("https", address);
+    let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| NonZeroUsize::new(usize::try_from(n).ok()?));
+    let workers = table.maybe("workers", count);
     if let (Some(http), Some(Some(https))) = (http, https)
         && http == https
         && http.port() != 0
     {
         table.fault("https", format!("is {https}, where `http` listens already"), None);
     }
-    Some(RouterConfig { http: http?, https: https? })
+    Some(RouterConfig { http: http?, https: https?, workers: workers? })
 }
 
 fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {

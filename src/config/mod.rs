@@ -19,6 +19,7 @@ mod words;
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub struct RouterConfig {
     pub http: SocketAddr,
     /// Where it listens for HTTPS, if anywhere.
     pub https: Option<SocketAddr>,
+    /// How many threads serve visitors: 1 to 64. Default: as many as there are cores.
+    pub workers: Option<NonZeroUsize>,
 }
 
 /// `[builder]`.

@@ -1,4 +1,4 @@
-//! Bodies as they pass through: what a visitor sends, and what kennel answers with.
+//! Bodies as they pass through: what kennel answers with, and what it hands the control service.
 //!
 //! **Invariant:** none of them holds more than one chunk, and an error in one aborts the message
 //! instead of ending it.
@@ -6,8 +6,6 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,18 +14,27 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::client::{Answer, Malformed, Piece};
+use super::connection::Turn;
 use super::site::FileBody;
-use super::upstream::{Claim, Lease};
+use super::upstream::Claim;
+use super::watch::{Moment, Watch};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    /// The other side broke off, or sent what is not HTTP.
+    /// The visitor broke off, or sent what is not HTTP.
     #[error("the message broke off")]
     Broken(#[source] hyper::Error),
+    /// The service broke off, or sent what is not HTTP.
+    #[error("the answer broke off")]
+    Service(#[source] Malformed),
     /// The other side sent nothing for too long.
     #[error("nothing came for {} s", .0.as_secs())]
     Silent(Duration),
+    /// The drain is over.
+    #[error("the service is being stopped")]
+    Cut,
     /// A file could not be read.
     #[error("cannot read the file")]
     File(#[source] io::Error),
@@ -36,24 +43,60 @@ pub(super) enum BodyError {
     Control(#[source] axum::Error),
 }
 
-/// An answer's body.
+/// An answer's body, and the visitor's turn, which ends with it.
 #[derive(Debug)]
-pub(super) enum Body {
-    /// Nothing.
+pub(super) struct Body {
+    kind: Kind,
+    _turn: Option<Turn>,
+}
+
+#[derive(Debug)]
+enum Kind {
     Empty,
-    /// A whole body at hand.
     Full(Option<Bytes>),
-    /// From a service.
     Upstream(UpstreamBody),
-    /// From a file.
     File(FileBody),
-    /// From the control service.
     Control(axum::body::Body),
+}
+
+impl Body {
+    /// Nothing.
+    pub(super) fn empty() -> Self {
+        Kind::Empty.into()
+    }
+
+    /// From the control service.
+    pub(super) fn control(body: axum::body::Body) -> Self {
+        Kind::Control(body).into()
+    }
+
+    /// The same, holding the visitor's turn.
+    pub(super) fn during(self, turn: Turn) -> Self {
+        Self { _turn: Some(turn), ..self }
+    }
+}
+
+impl From<Kind> for Body {
+    fn from(kind: Kind) -> Self {
+        Self { kind, _turn: None }
+    }
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        if bytes.is_empty() { Self::Empty } else { Self::Full(Some(bytes)) }
+        if bytes.is_empty() { Kind::Empty.into() } else { Kind::Full(Some(bytes)).into() }
+    }
+}
+
+impl From<FileBody> for Body {
+    fn from(body: FileBody) -> Self {
+        Kind::File(body).into()
+    }
+}
+
+impl From<UpstreamBody> for Body {
+    fn from(body: UpstreamBody) -> Self {
+        Kind::Upstream(body).into()
     }
 }
 
@@ -62,188 +105,103 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
-            Self::File(body) => Pin::new(body).poll_frame(cx),
-            Self::Control(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Control),
+        match &mut self.get_mut().kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Upstream(body) => body.poll_frame(cx),
+            Kind::File(body) => Pin::new(body).poll_frame(cx),
+            Kind::Control(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Control),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Upstream(body) => body.incoming.is_end_stream(),
-            Self::File(body) => body.is_end_stream(),
-            Self::Control(body) => body.is_end_stream(),
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Upstream(body) => body.answer.is_over(),
+            Kind::File(body) => body.is_end_stream(),
+            Kind::Control(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty | Self::Full(None) => SizeHint::with_exact(0),
-            Self::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Upstream(body) => body.incoming.size_hint(),
-            Self::File(body) => body.size_hint(),
-            Self::Control(body) => body.size_hint(),
+        match &self.kind {
+            Kind::Empty | Kind::Full(None) => SizeHint::with_exact(0),
+            Kind::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Upstream(body) => body.answer.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Kind::File(body) => body.size_hint(),
+            Kind::Control(body) => body.size_hint(),
         }
-    }
-}
-
-/// A limit on how long nothing may come. Costs nothing while something comes at once.
-#[derive(Debug)]
-struct Patience {
-    limit: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
-}
-
-impl Patience {
-    fn new(limit: Duration) -> Self {
-        Self { limit, sleep: None, waiting: false }
-    }
-
-    /// Something came.
-    fn reset(&mut self) {
-        self.waiting = false;
-    }
-
-    /// Ready once nothing came for the limit.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.limit;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        if !self.waiting {
-            self.waiting = true;
-            sleep.as_mut().reset(Instant::now() + limit);
-        }
-        sleep.as_mut().poll(cx)
     }
 }
 
 /// What a service answers. Holds the claim until the last byte has been passed on, or the visitor is gone.
 #[derive(Debug)]
 pub(super) struct UpstreamBody {
-    incoming: Incoming,
-    patience: Patience,
-    ended: bool,
-    /// `None` once given back; before the claim, which must outlive it.
-    lease: Option<Lease>,
+    answer: Answer,
     claim: Claim,
+    lane: usize,
+    watch: Watch,
+    /// How long the service may be silent.
+    idle: Duration,
+    silent_since: Option<Moment>,
 }
 
 impl UpstreamBody {
-    /// The body of an answer that came over `lease`; `idle` is how long the service may be silent.
-    pub(super) fn new(incoming: Incoming, claim: Claim, lease: Lease, idle: Duration) -> Self {
-        Self { incoming, patience: Patience::new(idle), ended: false, lease: Some(lease), claim }
+    /// The body of `answer`, polled in the task of `watch`; `idle` is how long the service may be silent.
+    pub(super) fn new(answer: Answer, claim: Claim, lane: usize, watch: Watch, idle: Duration) -> Self {
+        let mut body = Self { answer, claim, lane, watch, idle, silent_since: None };
+        body.let_go();
+        body
     }
-}
 
-impl HttpBody for UpstreamBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                this.patience.reset();
-                this.ended |= frame.is_none();
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
-            }
-            Poll::Pending => {
-                ready!(this.patience.poll(cx));
-                Poll::Ready(Some(Err(BodyError::Silent(this.patience.limit))))
-            }
+    /// Gives the connection back once the answer is over.
+    fn let_go(&mut self) {
+        if let Some(wire) = self.answer.take_wire() {
+            self.claim.give_back(self.lane, wire);
         }
     }
-}
 
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if (self.ended || self.incoming.is_end_stream())
-            && let Some(lease) = self.lease.take()
-        {
-            self.claim.give_back(lease);
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(piece) = self.answer.poll_piece(cx) else {
+            return self.check_patience().map(|err| Some(Err(err)));
+        };
+        self.silent_since = None;
+        self.let_go();
+        Poll::Ready(match piece {
+            Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+            Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Piece::End) => None,
+            Err(err) => Some(Err(BodyError::Service(err))),
+        })
+    }
+
+    fn check_patience(&mut self) -> Poll<BodyError> {
+        if self.claim.is_cut() {
+            return Poll::Ready(BodyError::Cut);
         }
+        let now = Moment::now();
+        let due = self.silent_since.get_or_insert(now).after(self.idle);
+        if now >= due {
+            return Poll::Ready(BodyError::Silent(self.idle));
+        }
+        self.watch.until(due);
+        Poll::Pending
     }
 }
 
-/// What a visitor sends.
+/// What a visitor sends to the control service, which runs in a task of its own.
 #[derive(Debug)]
-pub(super) struct RequestBody(Option<Sending>);
-
-#[derive(Debug)]
-struct Sending {
+pub(super) struct RequestBody {
     incoming: Incoming,
-    patience: Patience,
-    progress: Arc<Progress>,
-}
-
-/// Where a request's body is, for whoever waits for the answer.
-#[derive(Debug)]
-pub(super) struct Progress {
-    begun: Instant,
-    changed_ms: AtomicU64,
-    phase: AtomicU8,
-}
-
-/// Whose turn it is while a request is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// The service is to read on.
-    Passing,
-    /// The visitor is to send on; the body itself limits that.
-    Awaiting,
-    /// All of the request has been passed on.
-    Ended,
-    /// The visitor broke off, or sent what is not HTTP.
-    Broken,
-    /// The visitor sent nothing for too long.
-    Silent,
-}
-
-impl Progress {
-    fn new(phase: Phase) -> Self {
-        Self { begun: Instant::now(), changed_ms: AtomicU64::new(0), phase: AtomicU8::new(phase as u8) }
-    }
-
-    fn enter(&self, phase: Phase) {
-        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.changed_ms.store(ms, Ordering::Release);
-        self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    /// Whose turn it is.
-    pub(super) fn phase(&self) -> Phase {
-        let number = self.phase.load(Ordering::Acquire);
-        [Phase::Passing, Phase::Awaiting, Phase::Ended, Phase::Broken, Phase::Silent]
-            .into_iter()
-            .find(|phase| *phase as u8 == number)
-            .expect("only phases are stored")
-    }
-
-    /// Since when.
-    pub(super) fn since(&self) -> Instant {
-        self.begun + Duration::from_millis(self.changed_ms.load(Ordering::Acquire))
-    }
+    limit: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl RequestBody {
-    /// No body.
-    pub(super) fn empty() -> Self {
-        Self(None)
-    }
-
-    /// The body `incoming`, whose visitor may be silent for `idle`.
-    pub(super) fn new(incoming: Incoming, idle: Duration) -> (Self, Arc<Progress>) {
-        if incoming.is_end_stream() {
-            return (Self(None), Arc::new(Progress::new(Phase::Ended)));
-        }
-        let progress = Arc::new(Progress::new(Phase::Passing));
-        let sending = Sending { incoming, patience: Patience::new(idle), progress: Arc::clone(&progress) };
-        (Self(Some(sending)), progress)
+    /// The body `incoming`, whose visitor may be silent for `limit`.
+    pub(super) fn new(incoming: Incoming, limit: Duration) -> Self {
+        Self { incoming, limit, sleep: None }
     }
 }
 
@@ -252,39 +210,22 @@ impl HttpBody for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(Sending { incoming, patience, progress }) = &mut self.get_mut().0 else {
-            return Poll::Ready(None);
-        };
-        match Pin::new(&mut *incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                patience.reset();
-                progress.enter(if incoming.is_end_stream() { Phase::Ended } else { Phase::Passing });
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(err))) => {
-                progress.enter(Phase::Broken);
-                Poll::Ready(Some(Err(BodyError::Broken(err))))
-            }
-            Poll::Ready(None) => {
-                progress.enter(Phase::Ended);
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                if progress.phase() != Phase::Awaiting {
-                    progress.enter(Phase::Awaiting);
-                }
-                ready!(patience.poll(cx));
-                progress.enter(Phase::Silent);
-                Poll::Ready(Some(Err(BodyError::Silent(patience.limit))))
-            }
+        let Self { incoming, limit, sleep } = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
+            *sleep = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)));
         }
+        let due = Instant::now() + *limit;
+        let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(Some(Err(BodyError::Silent(*limit))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|sending| sending.incoming.is_end_stream())
+        self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |sending| sending.incoming.size_hint())
+        self.incoming.size_hint()
     }
 }

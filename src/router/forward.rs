@@ -2,31 +2,56 @@
 //!
 //! **Invariant:** nothing here knows routes, follows a redirect, or holds a body.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::header;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
-use tokio::time::Instant;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
 
 use super::Timeouts;
-use super::body::{Body, Phase, Progress, RequestBody, UpstreamBody};
-use super::headers;
+use super::body::{Body, UpstreamBody};
+use super::client::{AnswerHead, Call, Failure, Framing, Repeatable, Sending, Upload, Waiting, Wire};
+use super::connection::Visitor;
+use super::headers::{self, Origin};
 use super::pages::Problem;
-use super::upstream::{Claim, Lease};
+use super::upstream::{Certainty, Claim};
+use super::watch::Moment;
 
-/// What a visitor asks of a service, its head cleaned.
+/// What a visitor asks of a service, written out as the service is to see it.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    /// The head, as the service is to see it.
-    pub(super) parts: Parts,
-    /// The body.
-    pub(super) body: Incoming,
+    method: Method,
+    sending: Sending,
+    /// Whether the service may be asked twice.
+    repeatable: Repeatable,
     /// The protocol the visitor wants to switch to.
-    pub(super) upgrade: Option<HeaderValue>,
+    upgrade: Option<HeaderValue>,
+}
+
+impl Exchange {
+    /// What the visitor described by `origin` asks of `host`. Holds nothing of the head's memory but a protocol's name.
+    pub(super) fn new(parts: &Parts, host: &str, origin: &Origin, body: Incoming) -> Self {
+        let upload = upload(parts, body);
+        // An upgrade with a body would leave open where the body ends and the new protocol begins.
+        let upgrade = headers::upgrade(parts).filter(|_| upload.is_none());
+        let framing = upload.as_ref().map_or_else(|| no_body(parts), Upload::framing);
+        let head = headers::request_head(parts, host, origin, framing, upgrade.as_ref());
+        let method = parts.method.clone();
+        let safe = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS) && upload.is_none();
+        let repeatable = if safe { Repeatable::Yes } else { Repeatable::No };
+        Self { method, sending: Sending::new(head, upload), repeatable, upgrade }
+    }
+
+    /// Whether the connection may have to be taken from hyper.
+    pub(super) fn wants_upgrade(&self) -> bool {
+        self.upgrade.is_some()
+    }
 }
 
 /// What came of it.
@@ -44,7 +69,9 @@ pub(super) struct Switch {
     /// Held while they are joined.
     pub(super) claim: Claim,
     /// The service's side.
-    pub(super) service: OnUpgrade,
+    pub(super) service: TcpStream,
+    /// What the service has said already.
+    pub(super) first: BytesMut,
     /// Whether what passes are the frames of RFC 6455.
     pub(super) websocket: bool,
 }
@@ -53,122 +80,147 @@ pub(super) struct Switch {
 ///
 /// # Errors
 /// When there is no answer to pass on.
-pub(super) async fn forward(claim: Claim, exchange: Exchange, timeouts: &Timeouts) -> Result<Outcome, Problem> {
-    let Exchange { mut parts, body, upgrade } = exchange;
-    // An upgrade with a body would leave open where the body ends and the new protocol begins.
-    let upgrade = upgrade.filter(|_| body.is_end_stream());
-    if let Some(protocol) = &upgrade {
-        parts.headers.insert(header::UPGRADE, protocol.clone());
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    parts.version = Version::HTTP_11;
-    let (body, progress) = RequestBody::new(body, timeouts.idle);
-    let replayable = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) && body.is_end_stream();
-
-    let mut lease = match claim.reuse(!replayable) {
-        Some(lease) => lease,
-        None => connect(&claim, timeouts).await?,
+pub(super) async fn forward(
+    claim: Claim,
+    exchange: Exchange,
+    visitor: &Visitor,
+    timeouts: &Timeouts,
+) -> Result<Outcome, Problem> {
+    let Exchange { method, sending, repeatable, upgrade } = exchange;
+    let certainty = match repeatable {
+        Repeatable::Yes => Certainty::Likely,
+        Repeatable::No => Certainty::Certain,
     };
-    let spare = (replayable && lease.reused).then(|| parts.clone());
-    let mut sent = send(&claim, &mut lease, Request::from_parts(parts, body), &progress, timeouts).await;
-    if let Err(Failure::Lost(unsent)) = &mut sent
-        && lease.reused
-        && !lease.heard()
-        && progress.phase() != Phase::Broken
-    {
+    let (wire, reused) = match claim.reuse(visitor.lane, certainty) {
+        Some(wire) => (wire, true),
+        None => (connect(&claim, timeouts).await?, false),
+    };
+    let mut call = Call::new(wire, method, sending);
+    let mut outcome = answer_head(&claim, &mut call, visitor, timeouts).await;
+    if matches!(outcome, Err(Fault::Service(Failure::Lost))) && reused {
         // The service had closed the idle connection. Only what it cannot have acted upon, or what may be
         // repeated, is sent again: once, and over a connection that has not been idle.
-        let again =
-            unsent.take().or_else(|| spare.map(|parts| Box::new(Request::from_parts(parts, RequestBody::empty()))));
-        if let Some(request) = again {
-            lease = connect(&claim, timeouts).await?;
-            sent = send(&claim, &mut lease, *request, &progress, timeouts).await;
-        }
+        let Some((method, sending)) = call.again(repeatable) else {
+            return Err(problem(&claim, Fault::Service(Failure::Lost)));
+        };
+        call = Call::new(connect(&claim, timeouts).await?, method, sending);
+        outcome = answer_head(&claim, &mut call, visitor, timeouts).await;
     }
-    let response = sent.map_err(|failure| problem(&claim, failure, &progress))?;
-    answer(response, claim, lease, upgrade, timeouts)
+    let head = outcome.map_err(|fault| problem(&claim, fault))?;
+    answer(head, call, claim, upgrade, visitor, timeouts)
+}
+
+/// The body of a request, if it has one.
+fn upload(parts: &Parts, body: Incoming) -> Option<Upload> {
+    if body.is_end_stream() {
+        return None;
+    }
+    let framing = body.size_hint().exact().map_or(Framing::Chunked, Framing::Length);
+    Some(Upload::new(body, framing, headers::announced_trailers(&parts.headers)))
+}
+
+/// A request without body says so if the visitor's did.
+fn no_body(parts: &Parts) -> Framing {
+    if parts.headers.contains_key(header::CONTENT_LENGTH) { Framing::Length(0) } else { Framing::None }
 }
 
 /// Why there is no head of an answer.
-#[derive(Debug)]
-enum Failure {
-    /// The connection broke; with the request, if none of it was sent.
-    Lost(Option<Box<Request<RequestBody>>>),
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// What the exchange came to.
+    Service(Failure),
     /// The service was silent for too long.
     Silent,
+    /// The visitor was silent for too long.
+    VisitorSilent,
     /// The drain is over.
     Cut,
 }
 
-async fn connect(claim: &Claim, timeouts: &Timeouts) -> Result<Lease, Problem> {
+async fn connect(claim: &Claim, timeouts: &Timeouts) -> Result<Wire, Problem> {
     let deployment = claim.deployment();
-    claim.connect(timeouts.connect).await.map_err(|err| {
+    Wire::connect(claim.port().get(), timeouts.connect).await.map_err(|err| {
         tracing::warn!(deployment.id = %deployment, error = %err, "Cannot connect to deployment {deployment}");
         if err.kind() == std::io::ErrorKind::TimedOut { Problem::Silent } else { Problem::Refused }
     })
 }
 
-async fn send(
+/// Waits for the answer's head, for as long as each side may keep the other waiting.
+async fn answer_head(
     claim: &Claim,
-    lease: &mut Lease,
-    request: Request<RequestBody>,
-    progress: &Arc<Progress>,
+    call: &mut Call,
+    visitor: &Visitor,
     timeouts: &Timeouts,
-) -> Result<Response<Incoming>, Failure> {
-    let deployment = claim.deployment();
-    tokio::select! {
-        biased;
-        sent = lease.sender.try_send_request(request) => sent.map_err(|mut err| {
-            tracing::debug!(deployment.id = %deployment, error = %err.error(), "Lost the connection to {deployment}");
-            Failure::Lost(err.take_message().map(Box::new))
-        }),
-        () = silence(progress, timeouts) => Err(Failure::Silent),
-        () = claim.cut() => Err(Failure::Cut),
-    }
-}
-
-/// Resolves once the service has kept the visitor waiting for too long: for room to send, or for an answer.
-async fn silence(progress: &Progress, timeouts: &Timeouts) {
-    loop {
-        let deadline = match progress.phase() {
-            Phase::Ended => progress.since() + timeouts.response_header,
-            Phase::Passing => progress.since() + timeouts.idle,
-            Phase::Awaiting | Phase::Broken | Phase::Silent => Instant::now() + timeouts.idle,
-        };
-        if deadline <= Instant::now() {
-            return;
+) -> Result<AnswerHead, Fault> {
+    let mut state = None;
+    poll_fn(|cx| {
+        let before = (call.waiting(), call.sent());
+        if let Poll::Ready(head) = call.poll_head(cx) {
+            return Poll::Ready(head.map_err(Fault::Service));
         }
-        tokio::time::sleep_until(deadline).await;
-    }
+        if claim.is_cut() {
+            return Poll::Ready(Err(Fault::Cut));
+        }
+        let now = Moment::now();
+        let after = (call.waiting(), call.sent());
+        let since = match state {
+            Some(since) if before == after => since,
+            _ => *state.insert(now),
+        };
+        let (limit, fault) = match call.waiting() {
+            Some(Waiting::Service) => (timeouts.idle, Fault::Silent),
+            Some(Waiting::Visitor) => (timeouts.idle, Fault::VisitorSilent),
+            None => (timeouts.response_header, Fault::Silent),
+        };
+        let due = since.after(limit);
+        if now >= due {
+            return Poll::Ready(Err(fault));
+        }
+        visitor.watch.until(due);
+        Poll::Pending
+    })
+    .await
 }
 
-fn problem(claim: &Claim, failure: Failure, progress: &Progress) -> Problem {
+fn problem(claim: &Claim, fault: Fault) -> Problem {
     let deployment = claim.deployment();
-    let (problem, what) = match (progress.phase(), failure) {
+    let (problem, what) = match fault {
         // The visitor's fault, though it shows as a request that could not be sent.
-        (Phase::Broken, _) => return Problem::BadRequest("The request's body broke off, or is not valid."),
-        (Phase::Silent, _) => return Problem::VisitorSilent,
-        (_, Failure::Silent) => (Problem::Silent, "gave no answer in time"),
-        (_, Failure::Lost(_)) => (Problem::Broken, "broke off before it answered"),
-        (_, Failure::Cut) => (Problem::Broken, "was cut before it answered, when its drain ended"),
+        Fault::Service(Failure::Visitor) => {
+            return Problem::BadRequest("The request's body broke off, or is not valid.");
+        }
+        Fault::VisitorSilent => return Problem::VisitorSilent,
+        Fault::Silent => (Problem::Silent, "gave no answer in time"),
+        Fault::Service(Failure::Lost) => (Problem::Broken, "broke off before it answered"),
+        Fault::Service(Failure::Malformed(why)) => {
+            tracing::warn!(deployment.id = %deployment, error = %why, "Deployment {deployment} gave no proper answer");
+            return Problem::Broken;
+        }
+        Fault::Cut => (Problem::Broken, "was cut before it answered, when its drain ended"),
     };
     tracing::warn!(deployment.id = %deployment, "Deployment {deployment} {what}");
     problem
 }
 
 fn answer(
-    mut response: Response<Incoming>,
+    mut head: AnswerHead,
+    call: Call,
     claim: Claim,
-    lease: Lease,
     upgrade: Option<HeaderValue>,
+    visitor: &Visitor,
     timeouts: &Timeouts,
 ) -> Result<Outcome, Problem> {
-    let switched = response.headers().get(header::UPGRADE).cloned();
-    let service = hyper::upgrade::on(&mut response);
-    let (mut parts, body) = response.into_parts();
-    headers::clean_response(&mut parts.headers);
-    parts.version = Version::HTTP_11;
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    let mut headers = std::mem::take(&mut head.headers);
+    let switched = headers.get(header::UPGRADE).cloned();
+    headers::clean_response(&mut headers);
+    let answered = |headers: HeaderMap, body: Body| {
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.version_mut() = Version::HTTP_11;
+        *response.headers_mut() = headers;
+        response
+    };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(wanted), Some(switched)) = (upgrade, switched) else {
             return Err(Problem::Broken);
         };
@@ -176,18 +228,19 @@ fn answer(
         if websocket != headers::is_websocket(&wanted) {
             return Err(Problem::Broken);
         }
-        parts.headers.insert(header::UPGRADE, switched);
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        let response = Response::from_parts(parts, Body::Empty);
-        return Ok(Outcome::Switch(response, Switch { claim, service, websocket }));
+        headers.insert(header::UPGRADE, switched);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        let (service, first) = call.into_wire().into_parts();
+        let switch = Switch { claim, service, first, websocket };
+        return Ok(Outcome::Switch(answered(headers, Body::empty()), switch));
     }
-    let idle = patience(&parts.headers, timeouts);
-    let body = UpstreamBody::new(body, claim, lease, idle);
-    Ok(Outcome::Answer(Response::from_parts(parts, Body::Upstream(body))))
+    let idle = patience(&headers, timeouts);
+    let body = UpstreamBody::new(call.into_answer(&head), claim, visitor.lane, visitor.watch.clone(), idle);
+    Ok(Outcome::Answer(answered(headers, body.into())))
 }
 
 /// How long a service may be silent within an answer: long where the answer has no length known beforehand,
 /// as with server-sent events, followed logs and long polls.
-fn patience(headers: &http::HeaderMap, timeouts: &Timeouts) -> Duration {
+fn patience(headers: &HeaderMap, timeouts: &Timeouts) -> Duration {
     if headers.contains_key(header::CONTENT_LENGTH) { timeouts.idle } else { timeouts.streaming_idle }
 }

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
-use super::accept::Visitor;
+use super::client::Framing;
 use super::pages::Problem;
 use crate::model::HostName;
 
@@ -103,35 +103,142 @@ pub(super) fn is_websocket(protocol: &HeaderValue) -> bool {
     protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
 }
 
-/// Leaves in a request's head what a service may see, and adds what kennel knows of the visitor.
-pub(super) fn clean_request(headers: &mut HeaderMap, host: &str, visitor: &Visitor) {
-    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+/// What kennel tells of a visitor, written once for all requests of his connection.
+#[derive(Debug)]
+pub(super) struct Origin {
+    address: HeaderValue,
+    port: u16,
+    scheme: &'static str,
+    /// `X-Forwarded-For` and so on as lines, up to the host's place in `Forwarded`.
+    lines: Box<str>,
+}
+
+impl Origin {
+    /// A visitor from `address`, who came in by this port and scheme.
+    pub(super) fn new(address: IpAddr, port: u16, scheme: &'static str) -> Self {
+        let address = address.to_canonical();
+        let node = match address {
+            IpAddr::V4(_) => address.to_string(),
+            IpAddr::V6(_) => format!("\"[{address}]\""),
+        };
+        let lines = format!(
+            "x-forwarded-for: {address}\r\nx-real-ip: {address}\r\nx-forwarded-proto: {scheme}\r\n\
+             x-forwarded-port: {port}\r\nforwarded: for={node};host="
+        );
+        let address = HeaderValue::from_str(&address.to_string()).expect("an address is ASCII");
+        Self { address, port, scheme, lines: lines.into() }
+    }
+
+    /// The lines that tell of him, for a request to `host`.
+    fn write(&self, head: &mut Vec<u8>, host: &str) {
+        let quote = if host.starts_with('[') { "\"" } else { "" };
+        for part in [&*self.lines, quote, host, quote, ";proto=", self.scheme, "\r\nx-forwarded-host: ", host, "\r\n"] {
+            head.extend_from_slice(part.as_bytes());
+        }
+    }
+}
+
+/// Whether a visitor's header is nothing a service may see, or is written anew.
+fn is_dropped(name: &str) -> bool {
+    let fixed = matches!(
+        name,
+        "host"
+            | "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "content-length"
+            | "upgrade"
+            | "expect"
+    );
+    // To many services `X_Real_IP` and `X-Real-IP` are one variable.
+    fixed || is_claim_of_origin(name) || name.contains('_')
+}
+
+/// A request's head as a service is to see it, in bytes.
+pub(super) fn request_head(
+    parts: &Parts,
+    host: &str,
+    origin: &Origin,
+    framing: Framing,
+    upgrade: Option<&HeaderValue>,
+) -> Vec<u8> {
+    let mut head = Vec::with_capacity(1024);
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    for part in [parts.method.as_str(), " ", target, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    let mut line = |name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    };
+    let named: Vec<&str> = tokens(&parts.headers, &header::CONNECTION).filter(|token| !is_dropped(token)).collect();
+    for (name, value) in &parts.headers {
+        let name = name.as_str();
+        if !is_dropped(name) && !named.iter().any(|token| token.eq_ignore_ascii_case(name)) {
+            line(name, value.as_bytes());
+        }
+    }
+    match framing {
+        Framing::None => {}
+        Framing::Length(length) => line("content-length", length.to_string().as_bytes()),
+        Framing::Chunked => line("transfer-encoding", b"chunked"),
+    }
+    if let Some(protocol) = upgrade {
+        line("connection", b"upgrade");
+        line("upgrade", protocol.as_bytes());
+    } else if takes_trailers(&parts.headers) {
+        line("connection", b"te");
+        line("te", b"trailers");
+    }
+    origin.write(&mut head, host);
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"))
+}
+
+/// The fields that may follow a request's body: announced, and such as may stand there (RFC 9110, section 6.5.1).
+pub(super) fn announced_trailers(headers: &HeaderMap) -> Vec<HeaderName> {
+    let announced = tokens(headers, &header::TRAILER).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    announced.filter(|name| !is_dropped(name.as_str()) && !is_control(name)).collect()
+}
+
+/// Whether a field is about how the message is read or handled, which its end is too late for.
+fn is_control(name: &HeaderName) -> bool {
+    [
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::MAX_FORWARDS,
+        header::SET_COOKIE,
+        header::TRAILER,
+    ]
+    .contains(name)
+}
+
+/// Leaves in a request's head what the control service may see, and adds what kennel knows of the visitor.
+pub(super) fn clean_request(headers: &mut HeaderMap, host: &str, origin: &Origin) {
     remove_hop_by_hop(headers);
     headers.remove(header::EXPECT);
-    // To many services `X_Real_IP` and `X-Real-IP` are one variable.
     let unwanted = |name: &&HeaderName| name.as_str().contains('_') || is_claim_of_origin(name.as_str());
     let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
     for name in unwanted {
         headers.remove(name);
     }
-    if trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
-    }
-    let ip = visitor.peer.ip().to_canonical();
-    let address = HeaderValue::from_str(&ip.to_string()).expect("an address is ASCII");
-    let node = match ip {
-        IpAddr::V4(_) => ip.to_string(),
-        IpAddr::V6(_) => format!("\"[{ip}]\""),
-    };
-    let quote = if host.starts_with('[') { "\"" } else { "" };
-    let forwarded = format!("for={node};host={quote}{host}{quote};proto={}", visitor.scheme);
     let host = HeaderValue::from_str(host).expect("a canonical host is ASCII");
-    headers.insert(header::FORWARDED, HeaderValue::from_str(&forwarded).expect("its parts are ASCII"));
-    headers.insert("x-forwarded-for", address.clone());
-    headers.insert("x-real-ip", address);
-    headers.insert("x-forwarded-proto", HeaderValue::from_static(visitor.scheme));
-    headers.insert("x-forwarded-port", HeaderValue::from(visitor.local.port()));
+    headers.insert("x-forwarded-for", origin.address.clone());
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(origin.scheme));
+    headers.insert("x-forwarded-port", HeaderValue::from(origin.port));
     headers.insert("x-forwarded-host", host.clone());
     headers.insert(header::HOST, host);
 }

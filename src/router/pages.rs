@@ -205,6 +205,14 @@ impl Problem {
 
 /// Whether a visitor would rather read JSON than HTML.
 pub(super) fn prefers_json(headers: &HeaderMap) -> bool {
+    // Nearly nobody does.
+    if !headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|value| value.as_bytes().windows(4).any(|four| four.eq_ignore_ascii_case(b"json")))
+    {
+        return false;
+    }
     let (mut json, mut html) = (0.0_f32, 0.0_f32);
     let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     for range in ranges.flat_map(|value| value.split(',')) {

@@ -56,15 +56,24 @@ impl RouteTable {
     ///
     /// What serves the same deployment at the same place is carried over from `previous`, so that its
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
-    pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path) -> Self {
-        let mut kept: Vec<Arc<Upstream>> = previous.upstreams.iter().filter_map(Weak::upgrade).collect();
+    /// `lanes` is how many threads keep connections.
+    pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path, lanes: usize) -> Self {
         let mut sites: Vec<Arc<Site>> = previous.sites().cloned().collect();
         let mut seen: HashMap<TargetId, Arc<Seen>> =
             previous.hosts.values().map(|host| (host.seen.target, Arc::clone(&host.seen))).collect();
         let mut hosts = HashMap::with_capacity(routes.len());
+        // Those whose drain has begun are carried along only to be found.
+        let (closed, open): (Vec<_>, Vec<_>) = previous.upstreams().partition(|upstream| upstream.is_closed());
+        let place = |upstream: Arc<Upstream>| ((upstream.deployment(), upstream.port()), upstream);
+        let mut open: HashMap<(DeploymentId, Port), Arc<Upstream>> = open.into_iter().map(place).collect();
         for route in routes {
             let entry = match &route.destination {
-                Destination::Service { port, .. } => Entry::Service(service(&mut kept, route.deployment, *port)),
+                Destination::Service { port, .. } => {
+                    let upstream = open
+                        .entry((route.deployment, *port))
+                        .or_insert_with(|| Arc::new(Upstream::new(route.deployment, *port, lanes)));
+                    Entry::Service(Arc::clone(upstream))
+                }
                 Destination::Site { root, spa } => Entry::Site(site(&mut sites, root, *spa, store_dir)),
             };
             let seen = Arc::clone(
@@ -73,7 +82,8 @@ impl RouteTable {
             );
             hosts.insert(route.host.as_str().into(), Host { entry, seen });
         }
-        Self { hosts, upstreams: kept.iter().map(Arc::downgrade).collect() }
+        let upstreams = open.values().chain(&closed).map(Arc::downgrade).collect();
+        Self { hosts, upstreams }
     }
 
     /// What answers for `host`, a name in lower case without port or trailing dot.
@@ -120,16 +130,6 @@ impl Entry {
     }
 }
 
-fn service(kept: &mut Vec<Arc<Upstream>>, deployment: DeploymentId, port: Port) -> Arc<Upstream> {
-    let same = |up: &&Arc<Upstream>| up.deployment() == deployment && up.port() == port && !up.is_closed();
-    if let Some(upstream) = kept.iter().find(same) {
-        return Arc::clone(upstream);
-    }
-    let upstream = Arc::new(Upstream::new(deployment, port));
-    kept.push(Arc::clone(&upstream));
-    upstream
-}
-
 fn site(known: &mut Vec<Arc<Site>>, root: &StorePath, spa: bool, store_dir: &Path) -> Arc<Site> {
     if let Some(site) = known.iter().find(|site| site.serves(root, spa)) {
         return Arc::clone(site);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {
-        RouteTable::build(routes, previous, Path::new("/nix/store"))
+        RouteTable::build(routes, previous, Path::new("/nix/store"), 2)
     }
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {
@@ -230,7 +230,7 @@ mod tests {
     async fn a_drained_upstream_is_not_carried_over() {
         let rows = [route("a.example", 1, 18000)];
         let first = build(&rows, &RouteTable::default());
-        upstream(&first, "a.example").drain(std::time::Duration::ZERO).await;
+        upstream(&first, "a.example").drain(std::time::Duration::ZERO, || ()).await;
         let second = build(&rows, &first);
         assert!(upstream(&first, "a.example").claim().is_none());
         assert!(upstream(&second, "a.example").claim().is_some());

@@ -7,9 +7,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,22 +17,22 @@ use tokio_util::sync::CancellationToken;
 const FAREWELL: Duration = Duration::from_secs(1);
 const CHUNK: usize = 16 * 1024;
 
-type Reader = ReadHalf<TokioIo<Upgraded>>;
-type Writer = WriteHalf<TokioIo<Upgraded>>;
-
 /// Copies between the visitor and the service until one of them ends it, both are silent for `idle`, or `stop`.
 ///
-/// `held` is let go as soon as the service has nothing more to expect.
-pub(super) async fn join<T>(
-    visitor: Upgraded,
-    service: Upgraded,
+/// `first` is what the service has said already. `held` is let go as soon as it has nothing more to expect.
+pub(super) async fn join<V, T>(
+    visitor: V,
+    (service, first): (TcpStream, BytesMut),
     websocket: bool,
     idle: Duration,
     stop: &CancellationToken,
     held: T,
-) {
-    let (visitor_reads, visitor_writes) = tokio::io::split(TokioIo::new(visitor));
-    let (service_reads, service_writes) = tokio::io::split(TokioIo::new(service));
+) where
+    V: AsyncRead + AsyncWrite,
+{
+    let (visitor_reads, visitor_writes) = tokio::io::split(visitor);
+    let (service_reads, service_writes) = service.into_split();
+    let service_reads = std::io::Cursor::new(first).chain(service_reads);
     let clock = Clock::default();
     let mut down = Pump::new(service_reads, visitor_writes, websocket.then_some(Side::Server));
     let mut up = Pump::new(visitor_reads, service_writes, websocket.then_some(Side::Client));
@@ -79,15 +79,15 @@ impl Clock {
 }
 
 /// One direction.
-struct Pump {
-    from: Reader,
-    to: Writer,
+struct Pump<R, W> {
+    from: R,
+    to: W,
     frames: Option<(Side, Frames)>,
     buffer: Vec<u8>,
 }
 
-impl Pump {
-    fn new(from: Reader, to: Writer, side: Option<Side>) -> Self {
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<R, W> {
+    fn new(from: R, to: W, side: Option<Side>) -> Self {
         Self { from, to, frames: side.map(|side| (side, Frames::default())), buffer: vec![0; CHUNK] }
     }
 

@@ -18,6 +18,7 @@ listen = "127.0.0.1:3000"
 token_file = "/run/secrets/kennel-token"
 
 [router]
+workers = 3
 http = "0.0.0.0:80"
 https = "0.0.0.0:443"
 

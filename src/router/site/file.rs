@@ -170,7 +170,7 @@ impl Opened {
         });
         match small {
             Some(bytes) => Body::from(bytes),
-            None => Body::File(FileBody { file: Arc::new(self.file), at: start, end, reading: None }),
+            None => FileBody { file: Arc::new(self.file), at: start, end, reading: None }.into(),
         }
     }
 }

@@ -81,7 +81,7 @@ impl Site {
 
     fn file(&self, request: &Parts, file: Opened) -> Result<Response<Body>, Problem> {
         let etag = self.etag(&file);
-        let mut response = Response::new(Body::Empty);
+        let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.insert(header::ETAG, etag.clone());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(negotiate::cache_control(&file.relative)));
@@ -143,7 +143,7 @@ fn named(headers: &HeaderMap, list: &HeaderName, etag: &[u8]) -> bool {
 /// The same address with a slash at its end, so that relative links in the directory's page are right.
 fn to_directory(request: &Parts) -> Response<Body> {
     let query = request.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let mut response = Response::new(Body::Empty);
+    let mut response = Response::new(Body::empty());
     match HeaderValue::from_str(&format!("{}/{query}", request.uri.path())) {
         Ok(location) => {
             *response.status_mut() = StatusCode::PERMANENT_REDIRECT;

@@ -1,7 +1,5 @@
 //! One exchange with a service, as it should pass through.
 
-use std::sync::atomic::AtomicUsize;
-
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
@@ -223,81 +221,42 @@ async fn a_service_that_refuses_breaks_off_or_talks_nonsense_gets_502() {
     }
 }
 
-/// Answers once on each connection, then closes it without a word.
-async fn unannounced() -> (Service, Arc<AtomicUsize>) {
-    let requests: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&requests);
-    let service = Service::raw(move |mut stream, _| {
-        let seen = Arc::clone(&seen);
-        async move {
-            reply(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-            seen.fetch_add(1, Ordering::SeqCst);
-            if seen.load(Ordering::SeqCst) % 2 == 1 {
-                // Takes the next request on this connection, and closes on it.
-                let _ = stream.read(&mut [0; 16]).await;
-            }
-        }
+#[tokio::test]
+async fn an_answer_that_comes_before_the_request_has_ended_is_passed_on() {
+    let service = Service::raw(|mut stream, _| async move {
+        reply(&mut stream, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig").await;
+        let _ = stream.read(&mut [0; 1]).await;
     })
     .await;
-    (service, requests)
-}
-
-#[tokio::test]
-async fn a_service_that_closes_idle_connections_unannounced_loses_no_get() {
-    let (service, requests) = unannounced().await;
     let front = Front::start(service.route(1)).await;
     let mut raw = front.connect().await;
-    for _ in 0..200 {
-        raw.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
-        assert_eq!(raw.answer().await.status, 200);
-    }
-    assert_eq!(requests.load(Ordering::SeqCst), 200);
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nbegin")).await;
+    let answer = raw.answer().await;
+    assert_eq!((answer.status, answer.text()), (413, "big"));
 }
 
 #[tokio::test]
-async fn a_post_is_never_sent_twice() {
-    let posts: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&posts);
-    let service = Service::raw(move |mut stream, _| {
-        let seen = Arc::clone(&seen);
-        async move {
-            loop {
-                let head = head_of(&mut stream).await;
-                if head.starts_with("POST") {
-                    seen.fetch_add(1, Ordering::SeqCst);
-                    return;
-                }
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-            }
+async fn both_ways_go_on_at_once() {
+    let service = Service::raw(|mut stream, _| async move {
+        reply(&mut stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        // Says back each byte of the body, chunk by chunk, and ends with it.
+        for _ in 0..3 {
+            let byte = stream.read_u8().await.unwrap();
+            stream.write_all(&[b"1\r\n", &[byte][..], b"\r\n"].concat()).await.unwrap();
         }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
     })
     .await;
     let front = Front::start(service.route(1)).await;
-    assert_eq!(front.get("/", "").await.status, 200);
-    let answer = front.ask("POST", "/", "Content-Length: 0\r\n").await;
-    assert_eq!((answer.status, posts.load(Ordering::SeqCst)), (502, 1));
-}
-
-#[tokio::test]
-async fn connections_to_a_service_are_used_again() {
-    let connections: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&connections);
-    let service = Service::raw(move |mut stream, _| {
-        seen.fetch_add(1, Ordering::SeqCst);
-        async move {
-            loop {
-                reply(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-            }
-        }
-    })
-    .await;
-    let front = Front::start(service.route(1)).await;
-    for _ in 0..50 {
-        assert_eq!(front.get("/", "").await.status, 200);
-        assert_eq!(front.ask("POST", "/", "Content-Length: 0\r\n").await.status, 200);
-        front.switch(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 3\r\n\r\n")).await;
+    raw.until("\r\n\r\n").await;
+    for byte in ["a", "b", "c"] {
+        raw.send(byte).await;
+        assert_eq!(raw.until("\r\n").await, "1\r\n");
+        assert_eq!(raw.until("\r\n").await, format!("{byte}\r\n"));
     }
-    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    raw.until("0\r\n\r\n").await;
 }
 
 #[tokio::test]

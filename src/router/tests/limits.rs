@@ -109,6 +109,30 @@ async fn a_slow_head_and_an_idle_connection_are_closed() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_buffers_were_given_back_goes_on_as_before() {
+    let service = Service::echo().await;
+    let config = timeouts(Timeouts { park: Duration::ZERO, ..Timeouts::default() });
+    let front = Front::with(config, service.route(1)).await;
+    let request =
+        format!("POST /a HTTP/1.1\r\nHost: {HOST}\r\nX-Long: {}\r\nContent-Length: 4\r\n\r\nbody", "a".repeat(3000));
+    let mut raw = front.connect().await;
+    // In pieces that end anywhere, also within the next request.
+    let twice = request.repeat(2);
+    for at in [1, 20, 1024, 2000, request.len() - 2, request.len(), request.len() + 1, request.len() + 2000] {
+        raw.send(&twice[..at]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        raw.send(&twice[at..]).await;
+        for _ in 0..2 {
+            let answer = raw.answer().await;
+            assert!(answer.status == 200 && answer.text().ends_with("\r\n\r\nbody"), "{answer:?}");
+        }
+    }
+    front.shutdown.cancel();
+    assert_eq!(raw.rest().await, "");
+    front.stop().await;
+}
+
+#[tokio::test]
 async fn a_visitor_who_takes_nothing_is_given_up() {
     let service = Service::http(|_| async { text(vec![0; 64 << 20]) }).await;
     let config = timeouts(Timeouts { idle: SHORT, ..Timeouts::default() });

@@ -1,7 +1,9 @@
 //! The router on real sockets: services are small servers on loopback, visitors write what they mean to send.
 
+mod differential;
 mod exchanges;
 mod limits;
+mod reuse;
 mod sites;
 mod strictness;
 mod swaps;

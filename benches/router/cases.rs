@@ -1,0 +1,157 @@
+//! What is measured: each case says who asks how, and which figure counts.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::HOSTS;
+use crate::kennel::{SITE_HOST, host};
+use crate::load::{self, Manner, Requests, Seen};
+use crate::process::{cpu_seconds, memory_kib};
+use crate::proxies::{Kind, Proxy};
+
+/// How long the visitors run before the measurement begins.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// How many connections idle for [`Figure::Idle`], and for how long before memory is read.
+const IDLE: usize = 5000;
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Which figure counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figure {
+    /// CPU seconds for 100,000 answers.
+    Requests,
+    /// CPU seconds for a gigabyte.
+    Gigabyte,
+    /// The median latency, in milliseconds.
+    Latency,
+    /// Memory of a connection that idles, in KiB.
+    Idle,
+}
+
+impl Figure {
+    /// Its unit.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Requests => "CPU s / 100,000",
+            Self::Gigabyte => "CPU s / GB",
+            Self::Latency => "ms, median",
+            Self::Idle => "KiB each",
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    One,
+    Every,
+    Big,
+    Site(&'static str, &'static str, u16),
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) figure: Figure,
+    what: What,
+    visitors: usize,
+    manner: Manner,
+}
+
+const fn case(name: &'static str, figure: Figure, what: What, visitors: usize, manner: Manner) -> Case {
+    Case { name, figure, what, visitors, manner }
+}
+
+/// All of them.
+pub(crate) const CASES: &[Case] = &[
+    case("keep-alive, 64 connections", Figure::Requests, What::One, 64, Manner::Keep),
+    case("512 connections", Figure::Requests, What::One, 512, Manner::Keep),
+    case("rotating over 1,000 hosts", Figure::Requests, What::Every, 64, Manner::Keep),
+    case("new connection each", Figure::Requests, What::One, 64, Manner::Renew),
+    case("100 MB answers", Figure::Gigabyte, What::Big, 4, Manner::Keep),
+    case("latency at 5,000/s", Figure::Latency, What::One, 64, Manner::Rate(5000)),
+    case("static 1 KiB", Figure::Requests, What::Site("/small.css", "", 200), 64, Manner::Keep),
+    case("static 304", Figure::Requests, What::Site("/small.css", "If-None-Match: *\r\n", 304), 64, Manner::Keep),
+    case(
+        "static range",
+        Figure::Requests,
+        What::Site("/large.js", "Range: bytes=1000-1999\r\n", 206),
+        64,
+        Manner::Keep,
+    ),
+    case("static 100 KiB", Figure::Requests, What::Site("/large.js", "", 200), 64, Manner::Keep),
+    case("idle connection", Figure::Idle, What::One, IDLE, Manner::Keep),
+];
+
+/// What came of one measurement.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figures {
+    /// The figure that counts.
+    pub(crate) cost: f64,
+    /// Answers in a second, where that means something.
+    pub(crate) rate: Option<f64>,
+}
+
+impl Case {
+    /// Whether it is measured for this proxy in this round.
+    pub(crate) fn runs(&self, kind: &Kind, round: usize) -> bool {
+        let once = self.figure == Figure::Idle;
+        (!once || round == 0) && (kind.serves_files || !matches!(self.what, What::Site(..)))
+    }
+
+    fn requests(&self, proxy: &Proxy) -> Requests {
+        let text = |host: &str, path: &str, more: &str| {
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: bench/1\r\nAccept: */*\r\n{more}\r\n")
+        };
+        let (texts, status): (Vec<String>, u16) = match self.what {
+            What::One => (vec![text(&host(7), "/api/items?page=3", "")], 200),
+            What::Every => ((0..HOSTS).map(|number| text(&host(number), "/api/items?page=3", "")).collect(), 200),
+            What::Big => (vec![text(&host(7), "/big", "")], 200),
+            What::Site(path, more, status) => (vec![text(SITE_HOST, path, more)], status),
+        };
+        Requests { address: proxy.address, texts: Rc::from(texts), status }
+    }
+
+    /// Measures `proxy` for about `duration`.
+    pub(crate) async fn measure(&self, proxy: &Proxy, duration: Duration) -> anyhow::Result<Figures> {
+        let requests = self.requests(proxy);
+        if self.figure == Figure::Idle {
+            return idle(proxy, &requests).await;
+        }
+        load::run(&requests, self.visitors, self.manner, async |seen: &Seen| {
+            tokio::time::sleep(WARM_UP).await;
+            seen.take_latencies();
+            let (cpu, answers, bytes) = (cpu_seconds(proxy.pid())?, seen.answers(), seen.bytes());
+            let begun = tokio::time::Instant::now();
+            while begun.elapsed() < duration || seen.answers() - answers < self.visitors as u64 {
+                tokio::time::sleep(duration / 10).await;
+            }
+            let cpu = cpu_seconds(proxy.pid())? - cpu;
+            let (answers, bytes) = ((seen.answers() - answers) as f64, (seen.bytes() - bytes) as f64);
+            let rate = Some(answers / begun.elapsed().as_secs_f64());
+            let cost = match self.figure {
+                Figure::Gigabyte => cpu / bytes * 1e9,
+                Figure::Latency => median(&mut seen.take_latencies()),
+                Figure::Requests | Figure::Idle => cpu / answers * 1e5,
+            };
+            Ok(Figures { cost, rate })
+        })
+        .await
+    }
+}
+
+/// Memory by connection, once it has had an answer and time to be forgotten.
+async fn idle(proxy: &Proxy, requests: &Requests) -> anyhow::Result<Figures> {
+    let before = memory_kib(proxy.pid())?;
+    let streams = load::open(requests, IDLE).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = memory_kib(proxy.pid())?;
+    Ok(Figures { cost: (after - before) / streams.len() as f64, rate: None })
+}
+
+/// The value in the middle; zero of none.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}

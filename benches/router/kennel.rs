@@ -1,0 +1,126 @@
+//! kennel's side: a database with 1,000 routes, and its router on it, as the daemon runs it.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use anyhow::Context as _;
+use kennel::router::{Limits, Router, RouterConfig, Timeouts};
+use kennel::store::Store;
+use sqlx::Connection as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio_util::sync::CancellationToken;
+
+use crate::upstream::Upstream;
+use crate::{HOSTS, file};
+
+/// The host of the static site.
+pub(crate) const SITE_HOST: &str = "site-main.shop.example.com";
+const SITE: &str = "00000000000000000000000000000000-site";
+
+/// The host of this number.
+pub(crate) fn host(number: usize) -> String {
+    format!("service{number}-main.shop.example.com")
+}
+
+/// A static site's directory.
+pub(crate) struct Site {
+    pub(crate) directory: std::path::PathBuf,
+}
+
+/// Makes the site's files, and the rows of a kennel that serves it and [`HOSTS`] services.
+pub(crate) async fn prepare(directory: &Path, upstream: &Upstream) -> anyhow::Result<Site> {
+    let site = file(directory, "store").join(SITE);
+    std::fs::create_dir_all(&site)?;
+    std::fs::write(site.join("small.css"), "a{color:red}\n".repeat(79).get(..1024).context("too short")?)?;
+    std::fs::write(site.join("large.js"), "let a = 'some text';\n".repeat(5000).get(..102_400).context("too short")?)?;
+
+    let database = file(directory, "kennel.db");
+    Store::open(&database).await?.close().await;
+    let mut rows = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&database)).await?;
+    let mut rows = rows.begin().await?;
+    sqlx::raw_sql(
+        "insert into projects (name, configured) values ('shop', 1);
+         insert into branches (id, project, ref, slug, environment, wanted, pushed_at)
+           values (1, 'shop', 'heads/main', 'main', 'prod', 1, 0);
+         insert into builds (id, branch_id, commit_sha, state, queued_at) values (1, 1, 'c', 'success', 0);",
+    )
+    .execute(&mut *rows)
+    .await?;
+    for number in 0..=HOSTS {
+        let (name, host, kind, port) = match upstream.ports.get(number) {
+            Some(port) => (format!("service{number}"), host(number), "service", Some(*port)),
+            None => ("site".to_owned(), SITE_HOST.to_owned(), "site", None),
+        };
+        let settings = match kind {
+            "service" => serde_json::json!({
+                "kind": "service", "flake_output": name, "health_check": {"http": "/health"},
+                "health_check_timeout_secs": 30, "drain_secs": 30, "custom_domain": null,
+                "preview_database": false, "secrets": [], "env": {},
+            }),
+            _ => serde_json::json!({"kind": "site", "flake_output": name, "spa": false, "custom_domain": null}),
+        };
+        let id = i64::try_from(number + 1)?;
+        sqlx::query(
+            "insert into artifacts (build_id, name, kind, state, store_path, settings, nix_ms, rooted)
+             values (1, ?, ?, 'built', ?, ?, 0, 0)",
+        )
+        .bind(&name)
+        .bind(kind)
+        .bind(format!("/nix/store/{SITE}"))
+        .bind(settings.to_string())
+        .execute(&mut *rows)
+        .await?;
+        sqlx::query(
+            "insert into targets (id, branch_id, name, kind, host, tag, user_name, created_at)
+             values (?, 1, ?, ?, ?, ?, ?, 0)",
+        )
+        .bind(id)
+        .bind(&name)
+        .bind(kind)
+        .bind(&host)
+        .bind(&name)
+        .bind(&name)
+        .execute(&mut *rows)
+        .await?;
+        sqlx::query("insert into deployments (id, target_id, build_id, state, step, created_at) values (?, ?, 1, 'live', null, 0)")
+            .bind(id)
+            .bind(id)
+            .execute(&mut *rows)
+            .await?;
+        if let Some(port) = port {
+            let insert = sqlx::query("insert into ports (port, deployment_id) values (?, ?)").bind(port).bind(id);
+            insert.execute(&mut *rows).await?;
+        }
+        sqlx::query("insert into routes (host, target_id, deployment_id) values (?, ?, ?)")
+            .bind(&host)
+            .bind(id)
+            .bind(id)
+            .execute(&mut *rows)
+            .await?;
+    }
+    rows.commit().await?;
+    Ok(Site { directory: site })
+}
+
+/// Is the router until the process is ended.
+pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()> {
+    // The daemon's own runtime; it has one thread here, as every proxy has.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let store = Store::open(&file(directory, "kennel.db")).await?;
+        let config = RouterConfig {
+            store_dir: file(directory, "store"),
+            workers: NonZeroUsize::MIN,
+            limits: Limits { connections: 16_384, connections_of_one: 16_384, ..Limits::default() },
+            // Connections that idle are to be measured, not closed.
+            timeouts: Timeouts { request_header: std::time::Duration::from_secs(600), ..Timeouts::default() },
+            ..RouterConfig::default()
+        };
+        let (router, handle) = Router::new(config, store);
+        handle.reload().await.context("cannot build the table")?;
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        router.run(vec![listener], CancellationToken::new()).await;
+        Ok(())
+    })
+}

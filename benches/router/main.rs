@@ -1,0 +1,109 @@
+//! kennel's front door beside nginx, HAProxy and Caddy: what a request costs each of them, on this machine.
+//!
+//! `cargo bench --bench router` runs every proxy that is installed in turn on the same upstream, one worker each and
+//! 1,000 hosts in the table, in interleaved rounds, and prints medians. The figure to compare is the proxy's CPU time
+//! for 100,000 requests: throughput on a shared machine depends on what else runs.
+
+#![expect(clippy::print_stdout, reason = "the table is what this is for")]
+
+mod cases;
+mod kennel;
+mod load;
+mod process;
+mod proxies;
+mod report;
+mod upstream;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use self::cases::Case;
+use self::proxies::Proxy;
+use self::report::Report;
+
+/// How many hosts are in the table, each with an upstream port of its own.
+const HOSTS: usize = 1000;
+
+/// kennel's front door beside other proxies.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds; each case is measured once for each proxy in each.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Only the proxies whose name contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    proxies: Vec<String>,
+    /// Only the cases whose name contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Internal: be kennel's router on this address, with the database and store in the directory given.
+    #[arg(long, hide = true, num_args = 2, value_names = ["ADDRESS", "DIRECTORY"])]
+    serve: Option<Vec<String>>,
+    /// cargo says this to benchmarks.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    process::raise_descriptor_limit()?;
+    if let Some([address, directory]) = options.serve.as_deref() {
+        return kennel::serve(address.parse()?, directory.as_ref());
+    }
+    // Load and upstream on the first core, the proxies on the second.
+    process::pin_self(0)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(compare(&options))
+}
+
+fn wanted(filters: &[String], name: &str) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+}
+
+async fn compare(options: &Options) -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let upstream = upstream::start().context("cannot start the upstream")?;
+    let site = kennel::prepare(directory.path(), &upstream).await.context("cannot prepare the table")?;
+    let mut proxies: Vec<Proxy> = Vec::new();
+    for kind in proxies::KINDS.iter().filter(|kind| wanted(&options.proxies, kind.name)) {
+        match Proxy::start(kind, directory.path(), &upstream, &site).await {
+            Ok(Some(proxy)) => proxies.push(proxy),
+            Ok(None) => eprintln!("{} is not installed", kind.name),
+            Err(err) => return Err(err.context(format!("cannot start {}", kind.name))),
+        }
+    }
+    let cases: Vec<&Case> = cases::CASES.iter().filter(|case| wanted(&options.cases, case.name)).collect();
+    let mut report = Report::new(&cases);
+    let duration = Duration::from_secs_f64(options.seconds);
+    for round in 0..options.rounds {
+        for case in &cases {
+            for turn in 0..proxies.len() {
+                let proxy = &proxies[(turn + round) % proxies.len()];
+                if case.runs(proxy.kind, round) {
+                    let figures = case.measure(proxy, duration).await;
+                    let figures =
+                        figures.with_context(|| format!("`{}` through {} failed", case.name, proxy.kind.name))?;
+                    report.add(case, proxy.kind.name, figures);
+                }
+            }
+        }
+        eprintln!("round {} of {}", round + 1, options.rounds);
+    }
+    let names: Vec<&str> = proxies.iter().map(|proxy| proxy.kind.name).collect();
+    print!("{}", report.render(&names));
+    for proxy in proxies {
+        proxy.stop().await?;
+    }
+    Ok(())
+}
+
+/// What of a proxy's files lies where.
+fn file(directory: &std::path::Path, name: &str) -> PathBuf {
+    directory.join(name)
+}

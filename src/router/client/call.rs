@@ -1,0 +1,165 @@
+//! One exchange over one connection: the request goes out while the answer, which may come early, is read.
+
+use std::task::{Context, Poll, ready};
+
+use http::Method;
+
+use super::Malformed;
+use super::decode::{Decoder, Piece};
+use super::head::AnswerHead;
+use super::send::{Repeatable, SendError, Sending, Waiting};
+use super::wire::Wire;
+
+/// A request on its way, until the head of its answer has come.
+#[derive(Debug)]
+pub(in crate::router) struct Call {
+    wire: Wire,
+    method: Method,
+    sending: Sending,
+    waiting: Option<Waiting>,
+    /// Whether the service takes no more of the request; it may have answered before.
+    deaf: bool,
+    heard: bool,
+}
+
+/// Why there is no head of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::router) enum Failure {
+    /// The connection broke.
+    Lost,
+    /// What came is not HTTP.
+    Malformed(Malformed),
+    /// The visitor broke off, or sent what is not HTTP.
+    Visitor,
+}
+
+impl Call {
+    /// Sends `sending`, a request with this method, over `wire`.
+    pub(in crate::router) fn new(wire: Wire, method: Method, sending: Sending) -> Self {
+        Self { wire, method, sending, waiting: Some(Waiting::Service), deaf: false, heard: false }
+    }
+
+    /// Who is to go on with the request; nobody once all of it has been sent.
+    pub(in crate::router) fn waiting(&self) -> Option<Waiting> {
+        self.waiting
+    }
+
+    /// Grows with every piece of the request that comes or goes.
+    pub(in crate::router) fn sent(&self) -> u64 {
+        self.sending.steps
+    }
+
+    /// Ready with the head of the final answer.
+    pub(in crate::router) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failure>> {
+        if self.waiting.is_some() && !self.deaf {
+            match self.sending.poll(cx, &mut self.wire) {
+                Ok(waiting) => self.waiting = waiting,
+                Err(SendError::Visitor) => return Poll::Ready(Err(Failure::Visitor)),
+                Err(SendError::Service) => {
+                    self.deaf = true;
+                    self.waiting = Some(Waiting::Service);
+                }
+            }
+        }
+        loop {
+            if !self.wire.buffer.is_empty() {
+                match AnswerHead::take(&mut self.wire.buffer, &self.method) {
+                    // Interim; 101 ends HTTP on this connection.
+                    Ok(Some(head)) if head.status.is_informational() && head.status != 101 => continue,
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => {}
+                    Err(malformed) => return Poll::Ready(Err(Failure::Malformed(malformed))),
+                }
+            }
+            match ready!(self.wire.poll_fill(cx, None)) {
+                Ok(1..) => self.heard = true,
+                Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Lost)),
+            }
+        }
+    }
+
+    /// The request for another try, if the service cannot have acted upon it, or may act upon it twice.
+    pub(in crate::router) fn again(self, repeatable: Repeatable) -> Option<(Method, Sending)> {
+        if self.heard {
+            return None;
+        }
+        Some((self.method, self.sending.again(repeatable)?))
+    }
+
+    /// Goes on to the body that `head` announces.
+    pub(in crate::router) fn into_answer(self, head: &AnswerHead) -> Answer {
+        let sending = self.waiting.is_some().then(|| Box::new(self.sending)).filter(|_| !self.deaf);
+        Answer { wire: Some(self.wire), decoder: head.decoder, keeps: head.keeps && !self.deaf, sending }
+    }
+
+    /// The connection, for another protocol.
+    pub(in crate::router) fn into_wire(self) -> Wire {
+        self.wire
+    }
+}
+
+/// An answer whose head has come.
+#[derive(Debug)]
+pub(in crate::router) struct Answer {
+    /// `None` once it has been handed back, or broke.
+    wire: Option<Wire>,
+    decoder: Decoder,
+    keeps: bool,
+    /// What of the request is still on its way.
+    sending: Option<Box<Sending>>,
+}
+
+impl Answer {
+    /// Whether all of it has been taken.
+    pub(in crate::router) fn is_over(&self) -> bool {
+        self.decoder.is_over()
+    }
+
+    /// How many bytes of its body are still to come, if that is known.
+    pub(in crate::router) fn remaining(&self) -> Option<u64> {
+        self.decoder.remaining()
+    }
+
+    /// Ready with the next piece of its body.
+    pub(in crate::router) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Malformed>> {
+        if self.decoder.is_over() {
+            return Poll::Ready(Ok(Piece::End));
+        }
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Malformed("the connection broke"))) };
+        if let Some(sending) = &mut self.sending {
+            match sending.poll(cx, wire) {
+                Ok(Some(_)) => {}
+                Ok(None) => self.sending = None,
+                Err(_) => {
+                    // The answer may still be whole; but nothing can follow it.
+                    self.sending = None;
+                    self.keeps = false;
+                }
+            }
+        }
+        loop {
+            if let Some(piece) = self.decoder.next(&mut wire.buffer)? {
+                return Poll::Ready(Ok(piece));
+            }
+            match ready!(wire.poll_fill(cx, self.decoder.remaining())) {
+                Ok(1..) => {}
+                Ok(0) => self.decoder.close()?,
+                Err(_) => return Poll::Ready(Err(Malformed("the connection broke"))),
+            }
+        }
+    }
+
+    /// The connection, once, when the answer is over and another exchange may follow on it.
+    pub(in crate::router) fn take_wire(&mut self) -> Option<Wire> {
+        if !self.decoder.is_over() || !self.keeps || self.sending.is_some() {
+            return None;
+        }
+        let mut wire = self.wire.take()?;
+        // What follows an answer unasked would be taken for the next one.
+        if !wire.buffer.is_empty() {
+            return None;
+        }
+        wire.reset();
+        Some(wire)
+    }
+}

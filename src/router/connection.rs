@@ -1,0 +1,304 @@
+//! One visitor's connection: hyper reads his requests, and nothing but the socket is kept while he has none.
+//!
+//! **Invariant:** every wait for a visitor has a limit: for a head, and for room to write.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::headers::Origin;
+use super::watch::{Moment, Watch};
+use super::{Shared, Stage, dispatch};
+use crate::places::Place;
+
+/// The most that is read of a request before buffers are made for it.
+const FIRST: usize = 1024;
+
+/// Who is at the other end of a connection, and how he came in.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    /// His address.
+    pub(super) peer: SocketAddr,
+    /// What services are told of him.
+    pub(super) origin: Origin,
+    /// Which of the router's threads serves him.
+    pub(super) lane: usize,
+    /// His connection's task.
+    pub(super) watch: Watch,
+    /// Requests of his that have begun and whose answers are not over.
+    turns: AtomicU32,
+    /// Since when a request's head is waited for, as [`Moment`].
+    since_ms: AtomicU64,
+    /// Whether some of that head has come.
+    heard: AtomicBool,
+    /// Whether he takes nothing of an answer at the moment.
+    stalled: AtomicBool,
+    /// One of the places there are for connections, and one of those that an address may have.
+    _places: (OwnedSemaphorePermit, Place),
+}
+
+impl Visitor {
+    /// A visitor who has just come in.
+    pub(super) fn new(
+        peer: SocketAddr,
+        origin: Origin,
+        lane: usize,
+        watch: Watch,
+        places: (OwnedSemaphorePermit, Place),
+    ) -> Self {
+        Self {
+            peer,
+            origin,
+            lane,
+            watch,
+            turns: AtomicU32::new(0),
+            since_ms: AtomicU64::new(Moment::now().as_ms()),
+            heard: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            _places: places,
+        }
+    }
+
+    /// Since when the next request's head is waited for; `None` while an answer is on its way.
+    fn waits_since(&self) -> Option<Moment> {
+        let busy = self.turns.load(Ordering::Relaxed) > 0 || self.stalled.load(Ordering::Relaxed);
+        (!busy).then(|| Moment::from_ms(self.since_ms.load(Ordering::Relaxed)))
+    }
+
+    fn wait_anew(&self) {
+        self.since_ms.store(Moment::now().as_ms(), Ordering::Relaxed);
+    }
+}
+
+/// A request being answered. It ends with the last byte of the answer's body.
+#[derive(Debug)]
+pub(super) struct Turn(Arc<Visitor>);
+
+impl Turn {
+    /// `visitor` has asked for something.
+    pub(super) fn begin(visitor: &Arc<Visitor>) -> Self {
+        visitor.turns.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(visitor))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::Relaxed);
+        self.0.heard.store(false, Ordering::Relaxed);
+        self.0.wait_anew();
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve<S>(shared: Arc<Shared>, stream: S, visitor: Arc<Visitor>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limits = &shared.limits;
+    let mut builder = http1::Builder::new();
+    builder
+        // The limit on heads is kept here: hyper would set a timer for each.
+        .header_read_timeout(None)
+        .max_headers(limits.headers)
+        .max_header_size(limits.head_bytes)
+        // hyper panics below 8 KiB.
+        .max_buf_size(limits.head_bytes.max(8192));
+    let mut io =
+        Io { stream, first: Bytes::new(), visitor: Arc::clone(&visitor), limit: shared.timeouts.idle, stalled: None };
+    loop {
+        let service = service_fn(|request| {
+            let answering = dispatch::answer(&shared, &visitor, request);
+            async move { Ok::<_, Infallible>(answering.await) }
+        });
+        // In a box, so that nothing of it is left once it is parked.
+        let mut http = Box::new(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
+        let mut closing = false;
+        let idle = poll_fn(|cx| {
+            visitor.watch.register(cx);
+            // A request that has arrived is taken before the connection is told to close.
+            while Pin::new(&mut *http).poll(cx).map(|ended| note_end(&visitor, ended)).is_pending() {
+                let stage = shared.stage();
+                if stage >= Stage::Closing && !closing {
+                    closing = true;
+                    Pin::new(&mut *http).graceful_shutdown();
+                    continue;
+                }
+                return match still(&shared, &visitor, stage) {
+                    Still::Waiting => Poll::Pending,
+                    Still::Idle if visitor.heard.load(Ordering::Relaxed) || closing => Poll::Pending,
+                    Still::Idle => Poll::Ready(true),
+                    Still::Over => Poll::Ready(false),
+                };
+            }
+            Poll::Ready(false)
+        })
+        .await;
+        if !idle {
+            return;
+        }
+        let Some(parts) = http.into_parts() else { return };
+        io = parts.io.into_inner();
+        io.first = parts.read_buf;
+        if io.first.is_empty() && !park(&shared, &mut io).await {
+            return;
+        }
+    }
+}
+
+fn note_end(visitor: &Visitor, ended: hyper::Result<()>) {
+    if let Err(err) = ended {
+        tracing::debug!(peer = %visitor.peer, error = %err, "A connection of {} broke off", visitor.peer);
+    }
+}
+
+/// What becomes of a connection on which nothing happens.
+enum Still {
+    /// Go on waiting.
+    Waiting,
+    /// There has been no request for a while.
+    Idle,
+    /// It has to end.
+    Over,
+}
+
+fn still(shared: &Shared, visitor: &Visitor, stage: Stage) -> Still {
+    if stage == Stage::Cut {
+        return Still::Over;
+    }
+    let Some(since) = visitor.waits_since() else { return Still::Waiting };
+    let (now, over, idle) =
+        (Moment::now(), since.after(shared.timeouts.request_header), since.after(shared.timeouts.park));
+    if now >= over {
+        Still::Over
+    } else if now >= idle {
+        visitor.watch.until(over);
+        Still::Idle
+    } else {
+        visitor.watch.until(idle.min(over));
+        Still::Waiting
+    }
+}
+
+/// Waits for the first bytes of a request; false when there will be none.
+async fn park<S: AsyncRead + Unpin>(shared: &Shared, io: &mut Io<S>) -> bool {
+    poll_fn(|cx| {
+        io.visitor.watch.register(cx);
+        let mut bytes = [0; FIRST];
+        let mut read = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut io.stream).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                io.first = Bytes::copy_from_slice(read.filled());
+                Poll::Ready(true)
+            }
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if shared.stage() >= Stage::Closing => Poll::Ready(false),
+            Poll::Pending => match still(shared, &io.visitor, Stage::Serving) {
+                Still::Over => Poll::Ready(false),
+                Still::Waiting | Still::Idle => Poll::Pending,
+            },
+        }
+    })
+    .await
+}
+
+/// A stream that fails when the other side takes nothing for too long, and says what comes and goes.
+#[derive(Debug)]
+struct Io<S> {
+    stream: S,
+    /// What was read of it before.
+    first: Bytes,
+    visitor: Arc<Visitor>,
+    /// How long he may take nothing.
+    limit: Duration,
+    stalled: Option<Moment>,
+}
+
+impl<S> Io<S> {
+    fn watch<T>(&mut self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            if self.stalled.take().is_some() {
+                self.visitor.wait_anew();
+                self.visitor.stalled.store(false, Ordering::Relaxed);
+            }
+            return done;
+        }
+        let now = Moment::now();
+        let since = *self.stalled.get_or_insert(now);
+        self.visitor.stalled.store(true, Ordering::Relaxed);
+        let due = since.after(self.limit);
+        if now >= due {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.visitor.watch.until(due);
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.first.is_empty() {
+            let before = buf.filled().len();
+            let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+            if buf.filled().len() > before {
+                this.visitor.heard.store(true, Ordering::Relaxed);
+            }
+            return read;
+        }
+        let part = this.first.len().min(buf.remaining());
+        buf.put_slice(&this.first[..part]);
+        this.first.advance(part);
+        if this.first.is_empty() {
+            // An empty slice would keep the memory it was part of.
+            this.first = Bytes::new();
+        }
+        this.visitor.heard.store(true, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.watch(done)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.watch(done)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.stream).poll_flush(cx);
+        this.watch(done)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

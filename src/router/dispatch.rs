@@ -1,0 +1,186 @@
+//! One request, from its visitor to whoever answers for its host: a service, a site, or kennel itself.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tower::ServiceExt as _;
+
+use super::body::{Body, RequestBody};
+use super::connection::{Turn, Visitor};
+use super::forward::{self, Exchange, Outcome, Switch};
+use super::pages::{self, Problem};
+use super::site::Site;
+use super::table::Entry;
+use super::upstream::Claim;
+use super::{FromOutside, Shared, Stage, headers, tunnel};
+
+/// How often a claim that was refused is tried on a newer table.
+const CLAIMS: usize = 8;
+
+/// What has been made of a request's head.
+#[expect(clippy::large_enum_variant, reason = "nearly all requests are for services: a box would cost each of them")]
+enum Begun {
+    /// Nothing will answer it.
+    Refused(Problem),
+    /// It is for kennel itself.
+    Control(Box<Parts>),
+    /// It is for a site.
+    Site(Arc<Site>, Box<Parts>),
+    /// It is for a service, for which all that is needed has been written out.
+    Service(Option<Claim>, Exchange, Option<OnUpgrade>),
+}
+
+/// Answers one request.
+///
+/// Its head is dealt with before the future that is returned is first polled: hyper then reads on into the memory
+/// that the head was in, instead of taking new memory for every request.
+pub(super) fn answer(
+    shared: &Arc<Shared>,
+    visitor: &Arc<Visitor>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<Body>> + use<> {
+    let turn = Turn::begin(visitor);
+    let (mut parts, body) = request.into_parts();
+    let json = pages::prefers_json(&parts.headers);
+    let host = headers::admit(&mut parts);
+    let (begun, body) = match &host {
+        Ok(host) => begin(shared, visitor, host, parts, body),
+        Err(problem) => (Begun::Refused(problem.clone()), None),
+    };
+    let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
+    async move {
+        let host = host.as_deref();
+        let answered = match begun {
+            Begun::Refused(problem) => Err(problem),
+            Begun::Control(parts) => Box::pin(ask_control(&shared, &visitor, host, *parts, body)).await,
+            Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
+            Begun::Service(claim, exchange, on_upgrade) => {
+                ask_service(&shared, &visitor, host, claim, exchange, on_upgrade).await
+            }
+        };
+        let mut response = answered.unwrap_or_else(|problem| problem.page(host, json));
+        if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.map(|body| body.during(turn))
+    }
+}
+
+/// Finds out who is to answer; the body comes back unless it belongs to the exchange.
+fn begin(
+    shared: &Shared,
+    visitor: &Visitor,
+    host: &str,
+    mut parts: Parts,
+    body: Incoming,
+) -> (Begun, Option<Incoming>) {
+    if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
+        return (Begun::Control(Box::new(parts)), Some(body));
+    }
+    let table = shared.table.load();
+    let Some((entry, seen)) = table.find(host) else { return (Begun::Refused(Problem::UnknownHost), None) };
+    seen.note();
+    match entry {
+        Entry::Site(site) => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
+        Entry::Service(upstream) => {
+            let claim = upstream.claim();
+            let exchange = Exchange::new(&parts, host, &visitor.origin, body);
+            let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
+            (Begun::Service(claim, exchange, on_upgrade), None)
+        }
+    }
+}
+
+/// Has the service answer that `host` leads to now; `claim` is on the one it led to at first.
+async fn ask_service(
+    shared: &Arc<Shared>,
+    visitor: &Arc<Visitor>,
+    host: Option<&str>,
+    mut claim: Option<Claim>,
+    exchange: Exchange,
+    on_upgrade: Option<OnUpgrade>,
+) -> Result<Response<Body>, Problem> {
+    for _ in 0..CLAIMS {
+        if claim.is_some() {
+            break;
+        }
+        // It was draining, so a newer table is on its way or there.
+        tokio::task::yield_now().await;
+        claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
+            None => return Err(Problem::UnknownHost),
+            Some(Entry::Site(_)) => return Err(Problem::Switching),
+            Some(Entry::Service(upstream)) => upstream.claim(),
+        };
+    }
+    let claim = claim.ok_or(Problem::Switching)?;
+    match forward::forward(claim, exchange, visitor, &shared.timeouts).await? {
+        Outcome::Answer(response) => Ok(response),
+        Outcome::Switch(response, switch) => {
+            let on_upgrade = on_upgrade.ok_or(Problem::Broken)?;
+            shared.tasks.spawn(join(Arc::clone(shared), Arc::clone(visitor), on_upgrade, switch));
+            Ok(response)
+        }
+    }
+}
+
+/// Has kennel itself answer, on the daemon's own threads: its work is not to hold up visitors of services.
+async fn ask_control(
+    shared: &Arc<Shared>,
+    visitor: &Visitor,
+    host: Option<&str>,
+    mut parts: Parts,
+    body: Option<Incoming>,
+) -> Result<Response<Body>, Problem> {
+    let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
+        return Err(Problem::UnknownHost);
+    };
+    headers::clean_request(&mut parts.headers, host, &visitor.origin);
+    parts.extensions.insert(FromOutside { peer: visitor.peer });
+    // What the visitor says of himself in headers counts for nothing.
+    parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
+    let body = axum::body::Body::new(RequestBody::new(body, shared.timeouts.idle));
+    let answering = control.clone().oneshot(Request::from_parts(parts, body));
+    let answered = match shared.home.get() {
+        Some(home) => AbortOnDropHandle::new(home.spawn(answering)).await,
+        None => Ok(answering.await),
+    };
+    match answered {
+        Ok(Ok(response)) => Ok(response.map(Body::control)),
+        Err(panic) => {
+            tracing::error!(error = %panic, "Answering a request to the control domain panicked");
+            Err(Problem::SiteBroken)
+        }
+    }
+}
+
+/// Joins a visitor and a service that have switched protocols.
+async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, on_upgrade: OnUpgrade, switch: Switch) {
+    let Switch { claim, service, first, websocket } = switch;
+    // Ready when the answer is out.
+    let Ok(client) = on_upgrade.await else { return };
+    let stop = CancellationToken::new();
+    let (cut, idle) = (claim.cut_token(), shared.timeouts.upgraded_idle);
+    let joined = tunnel::join(TokioIo::new(client), (service, first), websocket, idle, &stop, claim);
+    let mut joined = pin!(joined);
+    // The visitor's limits wake this task from now on.
+    let mut joined = pin!(poll_fn(|cx| {
+        visitor.watch.register(cx);
+        joined.as_mut().poll(cx)
+    }));
+    tokio::select! {
+        () = &mut joined => return,
+        () = cut.cancelled() => {}
+        () = shared.closing.cancelled() => {}
+    }
+    stop.cancel();
+    joined.await;
+}

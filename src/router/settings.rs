@@ -1,0 +1,95 @@
+//! What an operator may set of the router: how long things may take, and how much there may be.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::HostName;
+
+/// What the router needs to know.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Where store paths lie: `/nix/store`, but for tests.
+    pub store_dir: PathBuf,
+    /// The host that is kennel's own, and what answers there, in process.
+    pub control: Option<(HostName, axum::Router)>,
+    /// How many threads serve visitors, each with its own connections to services: as many as there are cores.
+    pub workers: NonZeroUsize,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// How much there may be.
+    pub limits: Limits,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            store_dir: PathBuf::from("/nix/store"),
+            control: None,
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How long things may take. Nothing limits a whole exchange: that would kill long uploads.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// Connecting to a service: 2 s.
+    pub connect: Duration,
+    /// From the end of a request to the head of its answer: 60 s.
+    pub response_header: Duration,
+    /// Silence of either side within a message, or a visitor taking nothing: 60 s.
+    pub idle: Duration,
+    /// Silence of a service within an answer of unknown length, such as server-sent events: 1 h.
+    pub streaming_idle: Duration,
+    /// Silence of both sides after a switch of protocols: 1 h.
+    pub upgraded_idle: Duration,
+    /// From a visitor's connecting, or the end of the last answer, to the end of a request's head: 10 s.
+    pub request_header: Duration,
+    /// How long a connection idles before its buffers are given back: 250 ms.
+    pub park: Duration,
+    /// At the end: how long open connections still get answers as usual: 300 ms.
+    pub lame_duck: Duration,
+    /// At the end: how long what has begun may take after that: 30 s.
+    pub finish: Duration,
+    /// How often the table is rebuilt unasked: 30 s.
+    pub tick: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            response_header: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+            streaming_idle: Duration::from_secs(3600),
+            upgraded_idle: Duration::from_secs(3600),
+            request_header: Duration::from_secs(10),
+            park: Duration::from_millis(250),
+            lame_duck: Duration::from_millis(300),
+            finish: Duration::from_secs(30),
+            tick: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How much there may be.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections of visitors, upgraded ones included: 8192. More wait in the kernel's queue.
+    pub connections: usize,
+    /// Of these, with one address (IPv6: one /64): 4096. More are turned away, so that there is room for others.
+    pub connections_of_one: usize,
+    /// Headers of a request: 100.
+    pub headers: usize,
+    /// Bytes of a request's head: 64 KiB.
+    pub head_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 8192, connections_of_one: 4096, headers: 100, head_bytes: 64 * 1024 }
+    }
+}

@@ -1,0 +1,157 @@
+//! The router's threads: each has a runtime of its own, accepts for itself, and keeps its own connections to services.
+//!
+//! Nothing of a request crosses from one to another, so none of them waits for another. At the end they are told,
+//! stage by stage, what is still to be served.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::accept::accept;
+use super::watch::Watches;
+use super::{Shared, Stage};
+
+/// What belongs to one thread.
+#[derive(Debug, Default)]
+pub(super) struct Worker {
+    /// The tasks of its connections.
+    pub(super) watches: Watches,
+}
+
+/// Serves visitors until `shutdown`, then lets what has begun finish, within bounds.
+pub(super) async fn serve(shared: &Arc<Shared>, listeners: Vec<tokio::net::TcpListener>, shutdown: &CancellationToken) {
+    let over = CancellationToken::new();
+    // The threads end when this is no longer polled, too.
+    let _end = over.clone().drop_guard();
+    let mut threads = Vec::new();
+    let mut accepting = Vec::new();
+    for (lane, listeners) in deal(listeners, shared.workers.len()).into_iter().enumerate() {
+        let (shared, shutdown, over) = (Arc::clone(shared), shutdown.clone(), over.clone());
+        let (accepts, accepted) = oneshot::channel();
+        let thread = thread::Builder::new().name(format!("router-{lane}"));
+        match thread.spawn(move || run(&shared, lane, listeners, shutdown, accepts, over)) {
+            Ok(thread) => {
+                threads.push(thread);
+                accepting.push(accepted);
+            }
+            Err(err) => tracing::error!(error = %err, "Cannot start a thread for visitors"),
+        }
+    }
+    shutdown.cancelled().await;
+    shared.enter(Stage::Stopping);
+    for accepted in accepting {
+        // It says nothing when it ends: that is the sign.
+        let _ = accepted.await;
+    }
+    // Requests that are on their way on connections we hold are still taken, each answer closing its connection.
+    tokio::time::sleep(shared.timeouts.lame_duck).await;
+    shared.enter(Stage::Closing);
+    shared.tasks.close();
+    if tokio::time::timeout(shared.timeouts.finish, shared.tasks.wait()).await.is_err() {
+        let left = shared.tasks.len();
+        tracing::warn!(connections = left, "Cut {left} connections that did not finish in time");
+        shared.enter(Stage::Cut);
+        shared.tasks.wait().await;
+    }
+    over.cancel();
+    let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join)).await;
+    if !matches!(joined, Ok(Ok(()))) {
+        tracing::error!("A thread of the router panicked");
+    }
+}
+
+/// Sockets on one address, one for each worker where there are enough; fewer are shared by all workers.
+///
+/// A socket that nobody accepts on would let its visitors hang.
+fn deal(listeners: Vec<tokio::net::TcpListener>, workers: usize) -> Vec<Vec<TcpListener>> {
+    let mut by_address: BTreeMap<Option<SocketAddr>, Vec<TcpListener>> = BTreeMap::new();
+    for listener in listeners {
+        match listener.into_std() {
+            Ok(listener) => by_address.entry(listener.local_addr().ok()).or_default().push(listener),
+            Err(err) => tracing::error!(error = %err, "Cannot use a listening socket"),
+        }
+    }
+    let mut hands: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for sockets in by_address.into_values() {
+        let enough = sockets.len() >= workers;
+        for (number, socket) in sockets.into_iter().enumerate() {
+            let (last, others) = match number % workers {
+                own if enough => (own, 0..0),
+                _ => (0, 1..workers),
+            };
+            for hand in &mut hands[others] {
+                let shared: io::Result<TcpListener> = socket.try_clone();
+                match shared {
+                    Ok(socket) => hand.push(socket),
+                    Err(err) => tracing::error!(error = %err, "Cannot share a listening socket between threads"),
+                }
+            }
+            hands[last].push(socket);
+        }
+    }
+    hands
+}
+
+fn run(
+    shared: &Arc<Shared>,
+    lane: usize,
+    listeners: Vec<TcpListener>,
+    shutdown: CancellationToken,
+    accepts: oneshot::Sender<()>,
+    over: CancellationToken,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(err) => {
+            tracing::error!(error = %err, "Cannot start a runtime for visitors");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let mut loops = JoinSet::new();
+        for listener in listeners {
+            loops.spawn(accept(Arc::clone(shared), lane, listener, shutdown.clone()));
+        }
+        let serving = async {
+            while loops.join_next().await.is_some() {}
+            drop(accepts);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = serving => {}
+            () = shared.workers[lane].watches.run() => {}
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn listeners(count: usize) -> Vec<tokio::net::TcpListener> {
+        let mut listeners: Vec<tokio::net::TcpListener> = Vec::new();
+        for _ in 0..count {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseport(true).unwrap();
+            let port = listeners.first().map_or(0, |first| first.local_addr().unwrap().port());
+            socket.bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+            listeners.push(socket.listen(16).unwrap());
+        }
+        listeners
+    }
+
+    #[tokio::test]
+    async fn every_socket_is_accepted_on_and_every_worker_accepts() {
+        for (sockets, workers, each) in [(1, 1, 1), (1, 3, 1), (2, 3, 2), (3, 3, 1), (4, 2, 2)] {
+            let hands = deal(listeners(sockets).await, workers);
+            assert_eq!(hands.iter().map(Vec::len).collect::<Vec<_>>(), vec![each; workers], "{sockets} for {workers}");
+        }
+    }
+}
