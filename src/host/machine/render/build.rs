@@ -78,7 +78,7 @@ const RECURSIVE: u64 = 1 << 14;
 /// `ProcSubset=pid` is absent, since Nix looks at `/proc/stat`.
 ///
 /// A fetch sees the machine read-only, since a repository may lie on it, and none of kennel's state but its own. What
-/// evaluates sees [`VISIBLE`] and nothing else: there `ProtectSystem=` is absent, as it would show the rest again.
+/// evaluates sees `VISIBLE` and nothing else: there `ProtectSystem=` is absent, as it would show the rest again.
 ///
 /// # Errors
 /// When a path is not UTF-8.
