@@ -158,11 +158,11 @@ impl Nemesis {
             52..60 => self.cancel().await,
             60..80 => self.kill_kennel().await,
             80..85 => self.kill_builds().await,
-            85..90 => systemctl("nix-daemon restarted", &["restart", "nix-daemon.service"]).await,
-            90..96 => systemctl("bus restarted", &["restart", "dbus.service"]).await,
+            85..90 => restart("nix-daemon restarted", "nix-daemon.service").await,
+            90..96 => restart("bus restarted", "dbus.service").await,
             // They run only where a test has started them.
-            96..98 => systemctl("Valkey restarted", &["try-restart", "valkey-server.service"]).await,
-            _ => systemctl("PostgreSQL restarted", &["try-restart", "postgresql.service"]).await,
+            96..98 => restart("Valkey restarted", "valkey-server.service").await,
+            _ => restart("PostgreSQL restarted", "postgresql.service").await,
         };
         *self.done.entry(what).or_default() += 1;
         let pause = Duration::from_millis(self.dice.roll(200));
@@ -302,8 +302,11 @@ impl Nemesis {
     }
 }
 
-/// Does something to the machine; whether it worked is not the question.
-async fn systemctl(what: &'static str, arguments: &[&str]) -> &'static str {
-    let _ = machine::run("systemctl", arguments).await;
+/// Restarts what runs; whether it did is not the question. How often systemd lets a unit be started, 5 times in 10 s
+/// unless told otherwise, is not either.
+async fn restart(what: &'static str, unit: &str) -> &'static str {
+    for verb in ["reset-failed", "try-restart"] {
+        let _ = machine::run("systemctl", &[verb, unit]).await;
+    }
     what
 }
