@@ -263,5 +263,5 @@ fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifac
         "host": deployment.target.host,
         "databases": databases::servers(ctx, &artifact.settings),
     });
-    Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(whole.to_string()))
 }

@@ -81,14 +81,7 @@ pub fn verify(
 /// Exactly 64 hexadecimal digits.
 fn digits(hex: &[u8]) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if hex.len() != 2 * bytes.len() {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-        let digit = |b: u8| char::from(b).to_digit(16).and_then(|n| u8::try_from(n).ok());
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
+    hex::decode_to_slice(hex, &mut bytes).ok().map(|()| bytes)
 }
 
 #[cfg(test)]

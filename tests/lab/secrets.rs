@@ -22,7 +22,7 @@ const PLAIN: &str = "/etc/kennel/hello-jwt";
 fn canary() -> String {
     let mut random = [0; 12];
     fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).expect("there is randomness");
-    random.iter().fold("canary-".to_owned(), |word, byte| format!("{word}{byte:02x}"))
+    format!("canary-{}", hex::encode(random))
 }
 
 /// A key as tools write them: lines, and a line break at its end; with all that quoting could spoil.

@@ -163,7 +163,7 @@ fn failure(url: &ServerUrl, action: &str, err: RedisError) -> ServerError {
 
 /// What a branch's user may do: everything with the keys of its own number, and nothing that reaches beyond.
 fn rules(db: ValkeyDb, password: &str) -> Vec<String> {
-    let hash: String = Sha256::digest(password).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(Sha256::digest(password));
     // The hash, so that neither MONITOR nor an error shows the password.
     let mut rules = vec!["reset".to_owned(), "on".to_owned(), format!("#{hash}"), "~*".to_owned()];
     // Channels are the server's, not a number's: those that begin with its own name, and news of its own keys.

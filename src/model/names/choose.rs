@@ -9,17 +9,12 @@ use super::{
 
 /// Six hexadecimal digits (or more, when those are taken) that tell two equal-looking names apart.
 fn digest(project: &ProjectName, branch: &BranchRef, service: Option<&ServiceName>, digits: usize) -> String {
-    use std::fmt::Write as _;
-
     let mut hasher = Sha256::new();
     for part in [project.as_str(), branch.as_str(), service.map_or("", ServiceName::as_str)] {
         hasher.update(part.as_bytes());
         hasher.update([0]);
     }
-    let mut hex = String::with_capacity(64);
-    for byte in hasher.finalize() {
-        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
-    }
+    let mut hex = hex::encode(hasher.finalize());
     hex.truncate(digits);
     hex
 }

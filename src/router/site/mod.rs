@@ -127,7 +127,7 @@ impl Site {
             hasher.update(part.as_bytes());
             hasher.update([0]);
         }
-        let hex: String = hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex::encode(&hasher.finalize()[..16]);
         HeaderValue::from_str(&format!("\"{hex}\"")).expect("hexadecimal digits are ASCII")
     }
 }

@@ -153,7 +153,7 @@ pub(crate) fn signature(data: &[u8]) {
     headers.insert(name, value.clone());
     let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(body);
-    let right: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let right = hex::encode(mac.finalize().into_bytes());
     let given = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
     for forge in [RepoType::Github, RepoType::Forgejo] {
         let secret = SecretString::from(SECRET);
