@@ -183,17 +183,6 @@ impl Store {
         Ok(row.map(|row| (row.id, row.fingerprint)))
     }
 
-    /// Live deployments, oldest first.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn live_deployments(&self) -> Result<Vec<DeploymentId>, StoreError> {
-        sqlx::query_scalar!(r#"select id as "id!: DeploymentId" from deployments where state = 'live' order by id"#)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("read the live deployments"))
-    }
-
     /// Services' deployments that have not ended, oldest first.
     ///
     /// # Errors

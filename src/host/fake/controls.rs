@@ -234,9 +234,4 @@ impl FakeMachine {
     pub fn clear_faults(&self) {
         self.state().faults.due.clear();
     }
-
-    /// Answers requests for `/hold` from now on, those that wait included; or holds them back again.
-    pub fn release_held(&self, release: bool) {
-        self.inner.held.send_replace(release);
-    }
 }

@@ -83,8 +83,6 @@ struct Inner {
     changed: watch::Sender<()>,
     /// What units and builds do.
     tasks: Mutex<JoinSet<()>>,
-    /// Opened to answer requests for `/hold`.
-    held: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -129,7 +127,6 @@ impl FakeMachine {
             state: Mutex::default(),
             changed: watch::Sender::new(()),
             tasks: Mutex::default(),
-            held: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
     }

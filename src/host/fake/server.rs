@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Gate;
@@ -49,23 +47,16 @@ pub(super) enum Running {
     Dead(String),
 }
 
-/// What a program answers.
-#[derive(Clone)]
-pub(super) struct Answers {
-    pub(super) status: u16,
-    pub(super) held: watch::Receiver<bool>,
-}
-
-/// Runs until it is told to stop; connections end with it.
-pub(super) async fn run(program: Program, listening: Listening, answers: Answers) {
+/// Runs until it is told to stop, and answers with `status`; connections end with it.
+pub(super) async fn run(program: Program, listening: Listening, status: u16) {
     tokio::select! {
         () = program.stop.pass() => {}
-        () = listen(&program.spec, listening, answers) => {}
+        () = listen(&program.spec, listening, status) => {}
     }
     program.ended.open();
 }
 
-async fn listen(spec: &UnitSpec, listening: Listening, answers: Answers) {
+async fn listen(spec: &UnitSpec, listening: Listening, status: u16) {
     let listener = match listening {
         Listening::Now(listener) => TcpListener::from_std(listener),
         Listening::After(delay, port) => {
@@ -75,15 +66,16 @@ async fn listen(spec: &UnitSpec, listening: Listening, answers: Answers) {
         Listening::Never => return std::future::pending().await,
     };
     let Ok(listener) = listener else { return std::future::pending().await };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = format!("{} {} {}\n", spec.service, spec.deployment, spec.store_path);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((socket, _)) = accepted else { continue };
-                let (answers, body) = (answers.clone(), body.clone());
+                let body = body.clone();
                 connections.spawn(async move {
-                    let service = service_fn(|request| answer(request, answers.clone(), body.clone()));
+                    let service = service_fn(async |_| Ok::<_, Infallible>(answer(status, body.clone())));
                     // A client that hangs up is its own affair.
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
                 });
@@ -93,15 +85,8 @@ async fn listen(spec: &UnitSpec, listening: Listening, answers: Answers) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    mut answers: Answers,
-    body: String,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    if request.uri().path() == "/hold" {
-        let _ = answers.held.wait_for(|&released| released).await;
-    }
+fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
-    *response.status_mut() = StatusCode::from_u16(answers.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Ok(response)
+    *response.status_mut() = status;
+    response
 }

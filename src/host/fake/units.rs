@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::server::{self, Answers, Listening, Program, Running};
+use super::server::{self, Listening, Program, Running};
 use super::{Behaviour, FakeMachine, Gate, State};
 use crate::host::machine::proc;
 use crate::host::{HostError, Listener, UnitSpec, UnitState};
@@ -136,7 +136,7 @@ impl FakeMachine {
             Ok(listening) => {
                 let program = Program { spec: Arc::new(spec), stop: Gate::new(), ended: Gate::new() };
                 state.running.insert(unit.clone(), Running::Active(program.clone()));
-                self.spawn(server::run(program, listening, Answers { status, held: self.inner.held.subscribe() }));
+                self.spawn(server::run(program, listening, status));
             }
             Err(error) => {
                 state.log(unit, &format!("cannot listen on {}: {error}", spec.port));
