@@ -12,7 +12,7 @@
 //! | Layer | Modules |
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
-//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] connections per address |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | [`router`] requests to upstreams |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`api`]: the stages, which do not know each other |

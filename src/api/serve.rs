@@ -24,7 +24,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::access::{Caller, owner_of};
-use crate::places::Places;
+use crate::places::{Places, Source};
 use crate::telemetry::chain;
 
 /// How long a client may take for the head of a request, and between requests.
@@ -163,7 +163,7 @@ async fn serve<L: Listener>(listener: &L, app: Router, shutdown: CancellationTok
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, peer)) => {
                     let address = L::address(&peer);
-                    let Some(place) = places.take(address) else { continue };
+                    let Some(place) = places.take(Source::of(address.map(|address| address.ip()))) else { continue };
                     let (app, watcher, shutdown) = (app.clone(), graceful.watcher(), shutdown.clone());
                     connections.spawn(async move {
                         let _place = place;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::connection::{self, Visitor};
 use super::headers::Origin;
+use crate::places::Source;
 
 /// How long to wait for a descriptor or memory to become free.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -93,7 +94,7 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(of_one) = self.shared.places_of_one.take(Some(peer)) else { return };
+        let Some(of_one) = self.shared.places_of_one.take(Source::of(Some(peer.ip()))) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
             return;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-
 use tokio_util::task::TaskTracker;
 
-use super::offenders::Source;
+use crate::places::Source;
 
 /// How much all bodies that are being received or checked may hold, in bytes.
 const ALL_MAX: usize = 64 * 1024 * 1024;

@@ -37,11 +37,12 @@ use tracing::{error, info, warn};
 use crate::config::{self, Forks, ProjectConfig};
 use crate::crash::{self, Point};
 use crate::model::{BranchRef, BuildId, ProjectName};
+use crate::places::Source;
 use crate::store::{Accepted, Delivery, Push, Removal, Store, StoreError};
 use crate::telemetry::chain;
 use crate::wake::Bell;
 use bodies::{Bodies, BodyFault, Bounds};
-use offenders::{Offenders, Source};
+use offenders::Offenders;
 use payload::Ask;
 
 /// What a delivery's body may be like: as large as GitHub sends them, in the time forges wait for an answer.

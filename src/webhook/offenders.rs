@@ -6,10 +6,10 @@
 //! **Invariant:** memory is bounded: when more sources than [`SOURCES_MAX`] offend at once, the rest share one entry.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::places::Source;
 
 /// How many offences of one source are answered in full, one after the other.
 const ALLOWANCE: u32 = 20;
@@ -21,35 +21,6 @@ const LOG_PERIOD: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(1);
 /// How many sources are told apart.
 const SOURCES_MAX: usize = 4096;
-
-/// Where a delivery came from: an IPv4 address, or the /64 an IPv6 address is in, which is what one host is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
-    V4(std::net::Ipv4Addr),
-    V6(u64),
-    /// A client of the Unix socket: root or an operator.
-    Socket,
-}
-
-impl Source {
-    pub(super) fn of(peer: Option<IpAddr>) -> Self {
-        match peer.map(|ip| ip.to_canonical()) {
-            None => Self::Socket,
-            Some(IpAddr::V4(ip)) => Self::V4(ip),
-            Some(IpAddr::V6(ip)) => Self::V6(u64::try_from(ip.to_bits() >> 64).expect("64 bits are left")),
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::V4(ip) => write!(f, "{ip}"),
-            Self::V6(net) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*net) << 64)),
-            Self::Socket => f.write_str("the Unix socket"),
-        }
-    }
-}
 
 /// What an offence leads to.
 #[derive(Debug, PartialEq, Eq)]
@@ -164,28 +135,10 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use rstest::rstest;
-
     use super::*;
 
     fn source(text: &str) -> Source {
         Source::of(Some(text.parse().unwrap()))
-    }
-
-    #[rstest]
-    #[case::one_host("2001:db8::1", "2001:db8::ffff:1", true)]
-    #[case::two_networks("2001:db8::1", "2001:db8:0:1::1", false)]
-    #[case::written_as_v6("192.0.2.1", "::ffff:192.0.2.1", true)]
-    #[case::two_addresses("192.0.2.1", "192.0.2.2", false)]
-    fn a_source_is_an_ipv4_address_or_a_network_of_ipv6(#[case] a: &str, #[case] b: &str, #[case] same: bool) {
-        assert_eq!(source(a) == source(b), same);
-    }
-
-    #[test]
-    fn a_source_shows_as_operators_write_it() {
-        assert_eq!(source("192.0.2.1").to_string(), "192.0.2.1");
-        assert_eq!(source("2001:db8:0:7::42").to_string(), "2001:db8:0:7::/64");
-        assert_eq!(Source::of(None).to_string(), "the Unix socket");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // What visitors meet reads routes; it does nothing to the machine.
     ("router", &["model", "config", "wake", "telemetry", "places", "store"]),
     // Webhooks only record: no machine, no router.
-    ("webhook", &["crash", "model", "config", "wake", "telemetry", "store"]),
+    ("webhook", &["crash", "model", "config", "wake", "telemetry", "places", "store"]),
     // Builds end in rows; traffic is the deployer's.
     ("builder", &["crash", "model", "config", "wake", "telemetry", "store", "host"]),
     // Operators ask by writing rows.
