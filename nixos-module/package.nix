@@ -4,7 +4,6 @@
   stdenv,
   rustPlatform,
   rustc,
-  coreutils,
   pkg-config,
   libgit2,
   libssh2,
@@ -61,8 +60,7 @@ lib.throwIf (lib.versionOlder rustc.version manifest.package.rust-version)
     install -D -m 444 -t $out/lib/systemd/system systemd/*
     for unit in $out/lib/systemd/system/*; do
       substituteInPlace $unit \
-        --replace-quiet /usr/bin/kennel $out/bin/kennel \
-        --replace-quiet =kill =${coreutils}/bin/kill
+        --replace-quiet /usr/bin/kennel $out/bin/kennel
     done
     if grep -r /usr/ $out/lib/systemd/system; then
       echo "a unit names what NixOS has not" >&2

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,18 +66,23 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let mut hup = signal(SignalKind::hangup())?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell systemd that kennel is ready")?;
+    sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that kennel is ready")?;
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hup.recv() => match running.reload(config_path).await {
-                Ok(()) => info!("Read {} again", config_path.display()),
-                Err(err) => error!(error = %chain(&*err), "Kept the old configuration: {}", chain(&*err)),
-            },
+            _ = hup.recv() => {
+                let begun = NotifyState::monotonic_usec_now().context("cannot read the clock")?;
+                sd_notify::notify(&[NotifyState::Reloading, begun]).context("cannot tell systemd of the reload")?;
+                match running.reload(config_path).await {
+                    Ok(()) => info!("Read {} again", config_path.display()),
+                    Err(err) => error!(error = %chain(&*err), "Kept the old configuration: {}", chain(&*err)),
+                }
+                sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd of the reload's end")?;
+            }
         }
     }
-    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).context("cannot tell systemd that kennel stops")?;
+    sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that kennel stops")?;
     running.stop().await;
     Ok(())
 }

@@ -4,12 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
 
-use crate::harness::{App, Lab, LabConfig, api, machine, until};
+use crate::harness::{App, Lab, LabConfig, api, machine};
 
 const SOURCE: &str = "/lab/source";
 const NIXPKGS: &str = "/lab/nixpkgs";
@@ -302,11 +301,8 @@ async fn the_daemon_runs_by_the_file_and_the_unit_the_module_made() {
         webhook_secret_file = \"/etc/kennel/hello-webhook\"; };";
     install(&lab, second).await;
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
-    until("the reload brings the second project", Duration::from_secs(5), async || {
-        let projects = api::ask(Method::GET, "/projects").await;
-        projects.text().contains("second").then_some(())
-    })
-    .await;
+    let projects = api::ask(Method::GET, "/projects").await;
+    assert!(projects.text().contains("second"), "{}", projects.text());
     assert_eq!(machine::main_pid("kennel.service").await, pid);
 
     lab.finish().await;

@@ -139,23 +139,19 @@ async fn projects_are_reloaded_without_a_restart() {
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
     let commit = lab.repo("hello").commit("main", &App::api("two").files(), "Two");
     let delivery = lab.push_delivery("hello", "main", &commit);
-    until("the project takes no more webhooks", Duration::from_secs(5), async || {
-        (api::deliver(&delivery).await.status == 404).then_some(())
-    })
-    .await;
+    api::deliver(&delivery).await.expect(404);
     assert_eq!(lab.version(&live.host).await, "one", "what runs goes on");
     let projects: Value = api::get("/projects").await;
     let hello = projects.as_array().unwrap().iter().find(|project| project["name"] == "hello").unwrap();
     assert_eq!(hello["configured"], false, "it is shown as no longer configured");
 
     std::fs::write(path, "base_domain = 7").unwrap();
-    let _ = machine::run("systemctl", &["reload", "kennel.service"]).await;
+    let faulty = machine::run("systemctl", &["reload", "kennel.service"]).await;
+    assert!(!faulty.status.success(), "a reload with a faulty file fails");
+    api::deliver(&delivery).await.expect(404);
     std::fs::write(path, text).unwrap();
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
-    until("the project is back", Duration::from_secs(5), async || {
-        (api::deliver(&delivery).await.status == 202).then_some(())
-    })
-    .await;
+    api::deliver(&delivery).await.expect(202);
     until("the new version is live", Duration::from_secs(20), async || {
         (lab.version(&live.host).await == "two").then_some(())
     })

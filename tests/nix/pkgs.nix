@@ -169,7 +169,6 @@ let
           cp "$testScriptPath" "$out"
         '';
 
-    coreutils = machines "coreutils" { };
     gitMinimal = machines "git-minimal" { };
     curl = machines "curl" { meta.mainProgram = "curl"; };
     git = machines "git" { };
