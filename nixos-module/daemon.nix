@@ -76,6 +76,9 @@ in
       ];
     };
 
+    # kennel asks the kernel whose a connection is, also where modules cannot be loaded later.
+    boot.kernelModules = [ "tcp_diag" ];
+
     # Where systemd keeps the state of services with dynamic users; the unit cannot start without it.
     systemd.tmpfiles.settings."10-kennel"."/var/lib/private".d = {
       mode = "0700";

@@ -17,8 +17,9 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tracing::warn;
 
-use super::peer;
+use super::operator;
 use super::problem::{Advice, ApiError};
+use crate::host::sockets;
 use crate::model::HostName;
 use crate::telemetry::chain;
 
@@ -104,7 +105,8 @@ impl Access {
         }
         let group = self.group.clone();
         // A user database may be on the network. A lookup that panicked is a no.
-        let member = tokio::task::spawn_blocking(move || peer::is_operator(uid, gid, &group)).await.unwrap_or(false);
+        let member =
+            tokio::task::spawn_blocking(move || operator::is_operator(uid, gid, &group)).await.unwrap_or(false);
         if member { Ok(()) } else { Err(self.not_an_operator(&format!("user {uid} may not ask kennel for this"))) }
     }
 
@@ -154,7 +156,7 @@ fn without_port(host: &str) -> &str {
 
 /// Whose socket a local client's is, if that can be told.
 pub(super) async fn owner_of(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
-    match tokio::task::spawn_blocking(move || peer::owner(peer, local)).await {
+    match tokio::task::spawn_blocking(move || sockets::owner(peer, local)).await {
         Ok(Ok(owner)) => owner,
         Ok(Err(err)) => {
             warn!(error = %chain(&err), "Could not look up whose a connection is");

@@ -15,7 +15,7 @@ mod extract;
 mod gc;
 mod health;
 mod logs;
-mod peer;
+mod operator;
 mod projects;
 mod serve;
 

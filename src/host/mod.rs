@@ -10,6 +10,7 @@ pub mod disk;
 pub mod key;
 pub mod machine;
 pub mod services;
+pub mod sockets;
 
 pub mod fake;
 

@@ -35,6 +35,7 @@ in
     system.stateVersion = with' types.str "26.05";
     fileSystems = table types.raw;
     boot.loader.grub.enable = yes;
+    boot.kernelModules = strings;
 
     environment.etc = table (record {
       source = option types.path;

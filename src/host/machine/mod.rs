@@ -9,7 +9,7 @@ pub mod render;
 mod files;
 mod garbage;
 mod journal;
-pub(super) mod proc;
+mod proc;
 mod roots;
 pub(super) mod secrets;
 mod systemd;
@@ -34,7 +34,7 @@ use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
-    UnitSpec, UnitState,
+    UnitSpec, UnitState, sockets,
 };
 use crate::crash::{self, Point};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
@@ -260,7 +260,7 @@ impl Machine for SystemdMachine {
     }
 
     async fn listener(&self, port: Port) -> Result<Listener, HostError> {
-        blocking(|| format!("look for listeners on port {port}"), move || Ok(proc::listener(port)?)).await
+        blocking(|| format!("look for listeners on port {port}"), move || Ok(sockets::listener(port)?)).await
     }
 
     async fn own_units(&self) -> Result<Vec<UnitName>, HostError> {
