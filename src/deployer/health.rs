@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Context, StepError};
 use crate::host::services::probe::{self, ProbeFailure};
@@ -24,37 +24,50 @@ pub(super) async fn await_healthy(ctx: &Context, deployment: &ClaimedDeployment)
         return Err(StepError::Broken(anyhow::anyhow!("it has no port")));
     };
     let unit = deployment.target.tag.unit(deployment.id);
+    let healthy = async {
+        match answer(deployment, service, port).await {
+            Ok(()) => own_listener(ctx, &unit, port).await,
+            Err(last) => {
+                let what = match &service.health_check {
+                    HealthCheck::Http(path) => format!("`GET {path}` on port {port} {last}"),
+                    HealthCheck::Tcp => format!("port {port} {last}"),
+                };
+                let secs = service.health_check_timeout_secs;
+                unfit(ctx, &unit, format!("it was not healthy within {secs} s: {what}")).await
+            }
+        }
+    };
+    tokio::select! {
+        judged = healthy => judged,
+        gone = watch(ctx, deployment, &unit) => Err(gone),
+    }
+}
+
+/// Asks until the service is healthy or its time is over; then why it was not, last time.
+async fn answer(deployment: &ClaimedDeployment, service: &ServiceSettings, port: Port) -> Result<(), ProbeFailure> {
     let begun = Instant::now();
     let deadline = begun + Duration::from_secs(service.health_check_timeout_secs.into());
-    let mut looked_at = None;
     loop {
-        if looked_at.is_none_or(|at: Instant| at.elapsed() >= WATCH) {
-            ensure_running(ctx, deployment, &unit).await?;
-            looked_at = Some(Instant::now());
-        }
         let asked = Instant::now();
-        let last = match probe(deployment, service, port, deadline).await {
-            Ok(()) => return own_listener(ctx, &unit, port).await,
-            Err(failure) => failure,
-        };
+        let Err(last) = probe(deployment, service, port, deadline).await else { return Ok(()) };
         if Instant::now() >= deadline {
-            let what = match &service.health_check {
-                HealthCheck::Http(path) => format!("`GET {path}` on port {port} {last}"),
-                HealthCheck::Tcp => format!("port {port} {last}"),
-            };
-            let secs = service.health_check_timeout_secs;
-            return unfit(ctx, &unit, format!("it was not healthy within {secs} s: {what}")).await;
+            return Err(last);
         }
         let next = match last {
             ProbeFailure::Refused => Instant::now() + pause_when_refused(begun.elapsed()),
             _ => asked + pause(begun.elapsed()),
         };
-        let next = next.min(deadline);
-        while Instant::now() + WATCH < next {
-            sleep_until(Instant::now() + WATCH).await;
-            ensure_running(ctx, deployment, &unit).await?;
+        sleep_until(next.min(deadline)).await;
+    }
+}
+
+/// Looks at the unit for as long as it may become healthy; tells why it will not.
+async fn watch(ctx: &Context, deployment: &ClaimedDeployment, unit: &UnitName) -> StepError {
+    loop {
+        if let Err(gone) = ensure_running(ctx, deployment, unit).await {
+            return gone;
         }
-        sleep_until(next).await;
+        sleep(WATCH).await;
     }
 }
 
