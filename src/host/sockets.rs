@@ -167,8 +167,10 @@ mod tests {
 
     #[rstest]
     fn a_listener_is_found_with_its_user(#[values("127.0.0.1", "0.0.0.0", "::", "::1")] address: IpAddr) {
-        let (port, _socket) =
-            (Port::FIRST..=Port::LAST).find_map(|port| Some((port, TcpListener::bind((address, port)).ok()?))).unwrap();
+        let (port, _socket) = (Port::FIRST..=Port::LAST)
+            .rev()
+            .find_map(|port| Some((port, TcpListener::bind((address, port)).ok()?)))
+            .unwrap();
         assert_eq!(listener(Port::try_from(port).unwrap()).unwrap(), Listener::Owned { uid: me() });
     }
 }
