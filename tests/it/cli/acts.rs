@@ -5,6 +5,7 @@ use tokio::process::ChildStderr;
 
 use super::*;
 
+#[tokio::test]
 async fn a_build_is_cancelled_and_a_target_torn_down() {
     let fixture = Fixture::busy().await;
     insta::assert_snapshot!(fixture.kennel(&["cancel", "4"]).await.all(), @r#"

@@ -132,5 +132,3 @@ async fn a_daemon_that_is_not_there_is_told_apart_from_one_that_says_no() {
     --- exit 77
     "#);
 }
-
-#[tokio::test]

@@ -2,7 +2,7 @@
 
 mod script;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -21,8 +21,8 @@ use serde_json::json;
 use sha2::Sha256;
 use tempfile::TempDir;
 
-use script::{Scripts, work};
 pub(crate) use script::{Script, commit, store_path};
+use script::{Scripts, work};
 
 use crate::invariants::{self, Acknowledged, Machine, Rows};
 
@@ -66,7 +66,7 @@ impl Harness {
 
     /// Starts the daemon on what there is.
     pub(crate) async fn boot(&mut self, interrupt: Interrupt) {
-        let config = config::parse(&config_text(self.dir.path())).unwrap();
+        let config = kennel::config::parse(&config_text(self.dir.path())).unwrap();
         let parts = Parts {
             machine: Arc::new(self.machine.clone()),
             socket: self.dir.path().join("kennel.sock"),
