@@ -37,7 +37,7 @@ impl Store {
                     };
                     Destination::Service { port, health_path }
                 }
-                Settings::Site(site) => Destination::Site { root: row.store_path, spa: site.spa },
+                Settings::Site(site) => Destination::Site { root: row.store_path, previous: Vec::new(), spa: site.spa },
             };
             routes.push(Route {
                 host: row.host,
