@@ -27,7 +27,6 @@ use super::{FromOutside, Shared, Stage, headers, tunnel};
 const CLAIMS: usize = 8;
 
 /// What has been made of a request's head.
-#[expect(clippy::large_enum_variant, reason = "nearly all requests are for services: a box would cost each of them")]
 enum Begun {
     /// It has its answer: a refusal, or a site's.
     Answered(Result<Response<Body>, Problem>),

@@ -36,6 +36,7 @@ pub(super) struct Representation {
 
 /// What becomes of a request for a file.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are answers: a box would cost each of them")]
 pub(super) enum Reply<'a> {
     /// This is the answer.
     Ready(Result<Response<Body>, Problem>),

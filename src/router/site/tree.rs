@@ -129,7 +129,7 @@ impl Lookup<'_> {
     fn place(&self, relative: &Path) -> io::Result<Option<Place>> {
         let Some(real) = self.resolve(relative)? else { return Ok(None) };
         let metadata = std::fs::metadata(&real)?;
-        Ok(metadata.is_file().then(|| Place { real, length: metadata.len() }))
+        Ok(metadata.is_file().then_some(Place { real, length: metadata.len() }))
     }
 
     /// The file at `relative` with all its encodings, if it is one.
