@@ -293,4 +293,27 @@ mod tests {
         drop(tree);
         assert_eq!(files.weight(), 0);
     }
+
+    #[tokio::test]
+    async fn a_file_goes_out_as_it_is_while_enough_others_are_compressed() {
+        let store = tempfile::tempdir().unwrap();
+        let root: StorePath = "/nix/store/00000000000000000000000000000000-site".parse().unwrap();
+        let directory = store.path().join("00000000000000000000000000000000-site");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("a.txt"), "word ".repeat(1000)).unwrap();
+        let files = Files::new(store.path().into(), 1_000_000);
+        let tree = files.tree(&root);
+        let found = tree.find("/a.txt", super::super::path::parse("/a.txt").unwrap()).await.unwrap();
+        let Found::File(file) = found else { panic!("{found:?}") };
+        let places = u32::try_from(files.compressing.available_permits()).unwrap();
+        let busy = files.compressing.try_acquire_many(places).unwrap();
+        let plain = tree.read(&file, Some(Encoding::Gzip)).await.unwrap();
+        assert!(plain.weight() > 5000);
+        assert!(tree.kept(&file, Some(Encoding::Gzip)).is_none(), "the next visitor gets it compressed");
+        drop(busy);
+        let compressed = tree.read(&file, Some(Encoding::Gzip)).await.unwrap();
+        assert!(compressed.weight() < plain.weight());
+        assert!(tree.kept(&file, Some(Encoding::Gzip)).is_some());
+        assert_eq!(usize::try_from(places).unwrap(), files.compressing.available_permits());
+    }
 }
