@@ -31,6 +31,8 @@ pub enum Destination {
     Site {
         /// The directory.
         root: StorePath,
+        /// Those of the versions before it that are kept in the store, the newest first.
+        previous: Vec<StorePath>,
         /// Whether a path that names no file is answered by `/index.html`.
         spa: bool,
     },

@@ -27,10 +27,9 @@ use super::{FromOutside, Shared, Stage, headers, tunnel};
 const CLAIMS: usize = 8;
 
 /// What has been made of a request's head.
-#[expect(clippy::large_enum_variant, reason = "nearly all requests are for services: a box would cost each of them")]
 enum Begun {
-    /// Nothing will answer it.
-    Refused(Problem),
+    /// It has its answer: a refusal, or a site's.
+    Answered(Result<Response<Body>, Problem>),
     /// It is for kennel itself.
     Control(Box<Parts>),
     /// It is for a site.
@@ -54,13 +53,13 @@ pub(super) fn answer(
     let host = headers::admit(&mut parts);
     let (begun, body) = match &host {
         Ok(host) => begin(shared, visitor, host, parts, body),
-        Err(problem) => (Begun::Refused(problem.clone()), None),
+        Err(problem) => (Begun::Answered(Err(problem.clone())), None),
     };
     let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
     async move {
         let host = host.as_deref();
         let answered = match begun {
-            Begun::Refused(problem) => Err(problem),
+            Begun::Answered(answered) => answered,
             Begun::Control(parts) => Box::pin(ask_control(&shared, &visitor, host, *parts, body)).await,
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
             Begun::Service(claim, exchange, on_upgrade) => {
@@ -87,10 +86,13 @@ fn begin(
         return (Begun::Control(Box::new(parts)), Some(body));
     }
     let table = shared.table.load();
-    let Some((entry, seen)) = table.find(host) else { return (Begun::Refused(Problem::UnknownHost), None) };
+    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None) };
     seen.note();
     match entry {
-        Entry::Site(site) => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
+        Entry::Site(site) => match site.answer_at_once(&parts) {
+            Some(answered) => (Begun::Answered(answered), None),
+            None => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
+        },
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Exchange::new(&parts, host, &visitor.origin, body);

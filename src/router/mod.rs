@@ -26,7 +26,6 @@ mod worker;
 mod tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +39,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::headers::host_of;
 pub use self::settings::{Limits, RouterConfig, Timeouts};
+use self::site::Files;
 use self::table::RouteTable;
 use self::worker::Worker;
 use crate::model::{DeploymentId, HostName, Route, TargetId};
@@ -101,7 +101,7 @@ impl Source {
 #[derive(Debug)]
 struct Shared {
     source: Source,
-    store_dir: PathBuf,
+    files: Arc<Files>,
     control: Option<(HostName, axum::Router)>,
     timeouts: Timeouts,
     limits: Limits,
@@ -169,7 +169,7 @@ impl Router {
         let RouterConfig { store_dir, control, workers, timeouts, limits } = config;
         let shared = Arc::new(Shared {
             source,
-            store_dir,
+            files: Files::new(store_dir, limits.site_memory_bytes),
             control,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
@@ -231,7 +231,7 @@ impl Handle {
         let _one_at_a_time = self.shared.reloading.lock().await;
         let routes = self.shared.source.routes().await?;
         let previous = self.shared.table.load_full();
-        let table = RouteTable::build(&routes, &previous, &self.shared.store_dir, self.shared.workers.len());
+        let table = RouteTable::build(&routes, &previous, &self.shared.files, self.shared.workers.len());
         self.shared.table.store(Arc::new(table));
         Ok(())
     }

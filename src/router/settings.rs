@@ -86,10 +86,18 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of a request's head: 64 KiB.
     pub head_bytes: usize,
+    /// Bytes of static sites that are kept in memory, for all sites together: 64 MiB.
+    pub site_memory_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 8192, connections_of_one: 4096, headers: 100, head_bytes: 64 * 1024 }
+        Self {
+            connections: 8192,
+            connections_of_one: 4096,
+            headers: 100,
+            head_bytes: 64 * 1024,
+            site_memory_bytes: 64 * 1024 * 1024,
+        }
     }
 }

@@ -3,11 +3,10 @@
 //! **Invariant:** nothing here knows HTTP, and nothing here touches a socket or a file.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::site::Site;
+use super::site::{Files, Site, Tree};
 use super::upstream::Upstream;
 use crate::model::{DeploymentId, Destination, Port, Route, StorePath, TargetId};
 
@@ -56,9 +55,11 @@ impl RouteTable {
     ///
     /// What serves the same deployment at the same place is carried over from `previous`, so that its
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
-    /// `lanes` is how many threads keep connections.
-    pub(super) fn build(routes: &[Route], previous: &Self, store_dir: &Path, lanes: usize) -> Self {
-        let mut sites: Vec<Arc<Site>> = previous.sites().cloned().collect();
+    /// So does what is in memory of a site's files. `lanes` is how many threads keep connections.
+    pub(super) fn build(routes: &[Route], previous: &Self, files: &Arc<Files>, lanes: usize) -> Self {
+        let mut trees: HashMap<StorePath, Arc<Tree>> =
+            previous.trees().map(|tree| (tree.name().clone(), Arc::clone(tree))).collect();
+        let mut tree = |root: &StorePath| Arc::clone(trees.entry(root.clone()).or_insert_with(|| files.tree(root)));
         let mut seen: HashMap<TargetId, Arc<Seen>> =
             previous.hosts.values().map(|host| (host.seen.target, Arc::clone(&host.seen))).collect();
         let mut hosts = HashMap::with_capacity(routes.len());
@@ -74,7 +75,10 @@ impl RouteTable {
                         .or_insert_with(|| Arc::new(Upstream::new(route.deployment, *port, lanes)));
                     Entry::Service(Arc::clone(upstream))
                 }
-                Destination::Site { root, spa } => Entry::Site(site(&mut sites, root, *spa, store_dir)),
+                Destination::Site { root, previous, spa } => {
+                    let (live, previous) = (tree(root), previous.iter().map(&mut tree).collect());
+                    Entry::Site(Arc::new(Site::new(live, previous, *spa)))
+                }
             };
             let seen = Arc::clone(
                 seen.entry(route.target)
@@ -112,11 +116,12 @@ impl RouteTable {
         self.upstreams.iter().filter_map(Weak::upgrade)
     }
 
-    fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
-        self.hosts.values().filter_map(|host| match &host.entry {
+    fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
+        let sites = self.hosts.values().filter_map(|host| match &host.entry {
             Entry::Site(site) => Some(site),
             Entry::Service(_) => None,
-        })
+        });
+        sites.flat_map(|site| site.trees())
     }
 }
 
@@ -128,15 +133,6 @@ impl Entry {
             Self::Site(_) => false,
         }
     }
-}
-
-fn site(known: &mut Vec<Arc<Site>>, root: &StorePath, spa: bool, store_dir: &Path) -> Arc<Site> {
-    if let Some(site) = known.iter().find(|site| site.serves(root, spa)) {
-        return Arc::clone(site);
-    }
-    let site = Arc::new(Site::new(store_dir, root, spa));
-    known.push(Arc::clone(&site));
-    site
 }
 
 #[cfg(test)]
@@ -154,7 +150,7 @@ mod tests {
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {
-        RouteTable::build(routes, previous, Path::new("/nix/store"), 2)
+        RouteTable::build(routes, previous, &Files::new("/nix/store".into(), 0), 2)
     }
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {

@@ -1,4 +1,6 @@
-//! Routes: which hostname leads to which live deployment.
+//! Routes: which hostname leads to which live deployment, and which versions of a site were live before.
+
+use std::collections::HashMap;
 
 use super::artifacts::settings_from_json;
 use super::{Store, StoreError, during};
@@ -24,6 +26,7 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(during("read the routes"))?;
+        let earlier = self.earlier_versions().await?;
         let mut routes = Vec::with_capacity(rows.len());
         for row in rows {
             let settings = settings_from_json(&row.settings).map_err(during("read a route's settings"))?;
@@ -37,7 +40,11 @@ impl Store {
                     };
                     Destination::Service { port, health_path }
                 }
-                Settings::Site(site) => Destination::Site { root: row.store_path, spa: site.spa },
+                Settings::Site(site) => {
+                    let mut previous = earlier.get(&row.target).cloned().unwrap_or_default();
+                    previous.retain(|path| *path != row.store_path);
+                    Destination::Site { root: row.store_path, previous, spa: site.spa }
+                }
             };
             routes.push(Route {
                 host: row.host,
@@ -48,6 +55,30 @@ impl Store {
             });
         }
         Ok(routes)
+    }
+
+    /// The store paths of the versions of each site that have been live and that a root keeps, the newest first and
+    /// each once.
+    async fn earlier_versions(&self) -> Result<HashMap<TargetId, Vec<StorePath>>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select t.id as "target!: TargetId", a.store_path as "store_path!: StorePath"
+               from targets t
+               join deployments d on d.target_id = t.id
+               join artifacts a on a.build_id = d.build_id and a.name = t.name
+               where t.kind = 'site' and t.gone_at is null and d.live_at is not null and a.rooted = 1
+               order by t.id, d.live_at desc, d.id desc"#
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("read the earlier versions of sites"))?;
+        let mut versions: HashMap<TargetId, Vec<StorePath>> = HashMap::new();
+        for row in rows {
+            let paths = versions.entry(row.target).or_default();
+            if !paths.contains(&row.store_path) {
+                paths.push(row.store_path);
+            }
+        }
+        Ok(versions)
     }
 
     /// Claims a custom domain for a target. Returns `false` when another target has it.

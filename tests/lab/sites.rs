@@ -1,6 +1,7 @@
 //! Static sites, served straight from the store.
 
 use std::fs;
+use std::time::Duration;
 
 use http::Method;
 
@@ -49,6 +50,38 @@ async fn a_single_page_application_answers_every_path() {
     lab.finish().await;
 }
 
+/// A version of a site whose script is called by what is in it, as bundlers do it.
+fn bundled(number: u32) -> App {
+    App::default()
+        .site("web", &format!("page {number}"))
+        .file(&format!("web/assets/app-{number:x}a1b2c3d.js"), format!("script {number}"))
+        .file(&format!("web/page{number}.html"), "gone tomorrow")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tab_that_is_open_keeps_its_scripts_until_its_version_falls_out_of_retention() {
+    let lab = Lab::hello().await;
+    let live = lab.deploy("hello", "main", &bundled(1)).await.remove("web").unwrap();
+    assert_eq!(lab.visit(&live.host, "/page1").await.expect(200).text(), "gone tomorrow");
+    lab.deploy("hello", "main", &bundled(2)).await;
+    let script = async || lab.visit(&live.host, "/assets/app-1a1b2c3d.js").await;
+    assert_eq!(script().await.expect(200).text(), "script 1");
+    lab.visit(&live.host, "/page1").await.expect(404);
+    lab.becomes(live.id, "retired").await;
+    lab.restart().await;
+    assert_eq!(script().await.expect(200).text(), "script 1", "after a restart, with the version retired");
+    for number in 3..=6 {
+        lab.deploy("hello", "main", &bundled(number)).await;
+    }
+    assert_eq!(lab.visit(&live.host, "/assets/app-2a1b2c3d.js").await.expect(200).text(), "script 2");
+    crate::harness::until("the sixth version has pushed the first out", Duration::from_secs(90), async || {
+        (script().await.status == 404).then_some(())
+    })
+    .await;
+    assert_eq!(lab.visit(&live.host, "/assets/app-2a1b2c3d.js").await.expect(200).text(), "script 2");
+    lab.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_served_survives_the_garbage_collector() {
     let lab = Lab::hello().await;
@@ -57,7 +90,7 @@ async fn what_is_served_survives_the_garbage_collector() {
     crate::harness::machine::ok("nix-collect-garbage", &[]).await;
     assert_eq!(lab.visit(&live["web"].host, "/").await.expect(200).text(), "kept");
     crate::harness::machine::ok("systemctl", &["restart", &live["api"].unit()]).await;
-    crate::harness::until("the service is back", std::time::Duration::from_secs(10), async || {
+    crate::harness::until("the service is back", Duration::from_secs(10), async || {
         (lab.visit(&live["api"].host, "/").await.status == 200).then_some(())
     })
     .await;

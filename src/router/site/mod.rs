@@ -1,150 +1,189 @@
-//! A static site: the files of one store path.
+//! A static site: the files of one store path, and the hashed ones of the versions before it.
 //!
 //! Files of the store never change and all bear the same date, so the version is told by the store path alone:
 //! ETags are made of it, and there is no `Last-Modified` (RFC 9110, section 8.8).
 //!
-//! **Invariant:** nothing outside the store is ever read, whatever a link says.
+//! **Invariant:** nothing outside the store is ever read, whatever a link says; and what is kept in memory is
+//! answered with before the request's future is first polled, without a system call.
 
-mod file;
+mod cache;
+mod compress;
+mod condition;
+mod media;
 mod negotiate;
 mod path;
+mod representation;
+mod stream;
+mod tree;
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use sha2::{Digest as _, Sha256};
 
-pub(super) use self::file::FileBody;
-use self::file::{Found, Opened, Wanted};
-use self::negotiate::{Encodings, Span};
+pub(super) use self::cache::{Files, Tree};
+use self::negotiate::{Encoding, Liking};
+use self::representation::{Reply, Representation, Sense};
+pub(super) use self::stream::FileBody;
+use self::tree::{Found, SiteFile};
 use super::body::Body;
-use super::pages::Problem;
-use crate::model::StorePath;
+use super::pages::{self, Problem};
+
+/// What a single-page application answers with for every page.
+const FRONT_PAGE: &str = "/index.html";
+/// What a site may say when there is nothing at a path.
+const NOT_FOUND_PAGE: &str = "/404.html";
 
 /// One site.
 #[derive(Debug)]
 pub(super) struct Site {
-    /// The store path, from which ETags are made.
-    name: StorePath,
-    /// Where links may lead.
-    store_dir: PathBuf,
-    /// The directory.
-    root: PathBuf,
+    /// The live version.
+    live: Arc<Tree>,
+    /// The versions before it, the newest first, as far as they are still in the store.
+    previous: Vec<Arc<Tree>>,
     spa: bool,
 }
 
+/// The answer to a request.
+type Answer = Result<Response<Body>, Problem>;
+
+/// What has to be done before there can be an answer.
+enum Missing<'a> {
+    /// Finding out what is at this path of a request.
+    Find(&'a Arc<Tree>, &'a str),
+    /// Reading this file in this encoding.
+    Read(&'a Arc<Tree>, Arc<SiteFile>, Option<Encoding>),
+    /// Opening this file, of which only a part at a time is in memory.
+    Open(PathBuf),
+}
+
+/// What has been done for one request. It counts even where there was no room to keep it.
+#[derive(Default)]
+struct Learned<'a> {
+    found: Vec<(&'a Arc<Tree>, &'a str, Found)>,
+    representation: Option<Arc<Representation>>,
+    open: Option<Arc<File>>,
+}
+
 impl Site {
-    /// The site whose files are `root`, a path of the store that lies at `store_dir`.
-    pub(super) fn new(store_dir: &Path, root: &StorePath, spa: bool) -> Self {
-        let base = root.as_str().rsplit('/').next().unwrap_or_default();
-        Self { name: root.clone(), store_dir: store_dir.to_owned(), root: store_dir.join(base), spa }
+    /// The site whose files are `live`; `previous` are those of the versions before it, the newest first.
+    pub(super) fn new(live: Arc<Tree>, previous: Vec<Arc<Tree>>, spa: bool) -> Self {
+        Self { live, previous, spa }
     }
 
-    /// Whether this is the site of `root`.
-    pub(super) fn serves(&self, root: &StorePath, spa: bool) -> bool {
-        self.name == *root && self.spa == spa
+    /// The files of all its versions.
+    pub(super) fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
+        std::iter::once(&self.live).chain(&self.previous)
+    }
+
+    /// Answers a request with what is in memory; `None` when that is not enough.
+    pub(super) fn answer_at_once(&self, request: &Parts) -> Option<Answer> {
+        self.try_answer(request, &Learned::default()).ok()
     }
 
     /// Answers a request.
     ///
     /// # Errors
     /// When there is no such file, or it cannot be given as asked.
-    pub(super) async fn answer(self: &Arc<Self>, request: &Parts) -> Result<Response<Body>, Problem> {
-        if request.method != Method::GET && request.method != Method::HEAD {
-            return Err(Problem::NotForSites);
-        }
-        let wanted = Wanted {
-            path: path::parse(request.uri.path())?,
-            encodings: Encodings::accepted(&request.headers),
-            fallback: self.spa && negotiate::wants_page(request),
-        };
-        let site = Arc::clone(self);
-        let found = tokio::task::spawn_blocking(move || file::find(&site.store_dir, &site.root, &wanted)).await;
-        match found {
-            Ok(Ok(Found::File(file))) => self.file(request, file),
-            Ok(Ok(Found::Directory)) => Ok(to_directory(request)),
-            Ok(Ok(Found::Nothing)) => Err(Problem::NoSuchFile),
-            Ok(Err(err)) => {
-                let site = &self.name;
+    pub(super) async fn answer(&self, request: &Parts) -> Answer {
+        let mut learned = Learned::default();
+        loop {
+            let missing = match self.try_answer(request, &learned) {
+                Ok(answer) => return answer,
+                Err(missing) => missing,
+            };
+            let done = match missing {
+                Missing::Find(tree, path) => match path::parse(path) {
+                    Ok(parsed) => tree.find(path, parsed).await.map(|found| learned.found.push((tree, path, found))),
+                    Err(problem) => return Err(problem),
+                },
+                Missing::Read(tree, file, encoding) => {
+                    tree.read(&file, encoding).await.map(|read| learned.representation = Some(read))
+                }
+                Missing::Open(real) => open(real).await.map(|file| learned.open = Some(Arc::new(file))),
+            };
+            if let Err(err) = done {
+                let site = self.live.name();
                 tracing::error!(store.path = %site, error = %err, "Cannot read a file of the site `{site}`");
-                Err(Problem::SiteBroken)
-            }
-            Err(panic) => {
-                tracing::error!(error = %panic, "Looking up a file panicked");
-                Err(Problem::SiteBroken)
+                return Err(Problem::SiteBroken);
             }
         }
     }
 
-    fn file(&self, request: &Parts, file: Opened) -> Result<Response<Body>, Problem> {
-        let etag = self.etag(&file);
-        let mut response = Response::new(Body::empty());
-        let headers = response.headers_mut();
-        headers.insert(header::ETAG, etag.clone());
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(negotiate::cache_control(&file.relative)));
-        if file.varies {
-            headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    /// Answers a request with what is in memory and what has been `learned` for it.
+    fn try_answer<'a>(&'a self, request: &'a Parts, learned: &Learned<'a>) -> Result<Answer, Missing<'a>> {
+        if request.method != Method::GET && request.method != Method::HEAD {
+            return Ok(Err(Problem::NotForSites));
         }
-        let etag = etag.as_bytes();
-        if request.headers.contains_key(header::IF_MATCH) && !named(&request.headers, &header::IF_MATCH, etag) {
-            return Err(Problem::PreconditionFailed);
+        let (live, path) = (&self.live, request.uri.path());
+        match learned.at(live, path)? {
+            Found::File(file) => return give(request, live, &file, Sense::Found, learned),
+            Found::WithSlash => return Ok(Ok(redirect(request, &format!("{path}/")))),
+            Found::WithoutSlash => return Ok(Ok(redirect(request, path.trim_end_matches('/')))),
+            Found::Nothing => {}
         }
-        if named(&request.headers, &header::IF_NONE_MATCH, etag) {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(response);
-        }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(negotiate::content_type(&file.relative)));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        if let Some(encoding) = file.encoding {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
-        }
-        let length = file.length;
-        let (start, end) = match negotiate::span(request, etag, length) {
-            Span::Whole => (0, length),
-            Span::Part(start, end) => {
-                let value = format!("bytes {start}-{}/{length}", end - 1);
-                headers.insert(header::CONTENT_RANGE, HeaderValue::from_str(&value).expect("digits are ASCII"));
-                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-                (start, end)
+        if media::outlives_its_version(path.trim_start_matches('/')) {
+            for tree in &self.previous {
+                if let Found::File(file) = learned.at(tree, path)? {
+                    return give(request, tree, &file, Sense::Found, learned);
+                }
             }
-            Span::Nothing => return Err(Problem::RangeRefused(length)),
-        };
-        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(end - start));
-        if request.method == Method::GET {
-            *response.body_mut() = file.body(start, end);
         }
-        Ok(response)
-    }
-
-    /// A strong ETag: store path, path within the site, encoding.
-    fn etag(&self, file: &Opened) -> HeaderValue {
-        let mut hasher = Sha256::new();
-        for part in [self.name.as_str(), &file.relative, file.encoding.map_or("", |encoding| encoding.name())] {
-            hasher.update(part.as_bytes());
-            hasher.update([0]);
+        if self.spa
+            && negotiate::wants_page(request)
+            && let Found::File(file) = learned.at(live, FRONT_PAGE)?
+        {
+            return give(request, live, &file, Sense::Found, learned);
         }
-        let hex = hex::encode(&hasher.finalize()[..16]);
-        HeaderValue::from_str(&format!("\"{hex}\"")).expect("hexadecimal digits are ASCII")
+        if !pages::prefers_json(&request.headers)
+            && let Found::File(file) = learned.at(live, NOT_FOUND_PAGE)?
+        {
+            return give(request, live, &file, Sense::NotFound, learned);
+        }
+        Ok(Err(Problem::NoSuchFile))
     }
 }
 
-/// Whether a list of ETags names `etag`, strong or weak, or any.
-fn named(headers: &HeaderMap, list: &HeaderName, etag: &[u8]) -> bool {
-    headers.get_all(list).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|tag| {
-        let tag = tag.trim_ascii();
-        tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
-    })
+impl<'a> Learned<'a> {
+    /// What is at `path`, a request's, in `tree`.
+    fn at(&self, tree: &'a Arc<Tree>, path: &'a str) -> Result<Found, Missing<'a>> {
+        let found = self.found.iter().find(|(of, at, _)| Arc::ptr_eq(of, tree) && *at == path);
+        let found = found.map(|(.., found)| found.clone()).or_else(|| tree.known(path));
+        found.ok_or(Missing::Find(tree, path))
+    }
 }
 
-/// The same address with a slash at its end, so that relative links in the directory's page are right.
-fn to_directory(request: &Parts) -> Response<Body> {
+/// Answers with `file` of `tree`, in the encoding the visitor likes best.
+fn give<'a>(
+    request: &Parts,
+    tree: &'a Arc<Tree>,
+    file: &Arc<SiteFile>,
+    sense: Sense,
+    learned: &Learned<'a>,
+) -> Result<Answer, Missing<'a>> {
+    let encoding = file.varies().then(|| Liking::of(&request.headers).best(|encoding| file.has(encoding))).flatten();
+    let Some(representation) = learned.representation.clone().or_else(|| tree.kept(file, encoding)) else {
+        return Err(Missing::Read(tree, Arc::clone(file), encoding));
+    };
+    match representation.answer(request, sense, learned.open.as_ref()) {
+        Reply::Ready(answer) => Ok(answer),
+        Reply::Open(real) => Err(Missing::Open(real.to_owned())),
+    }
+}
+
+async fn open(real: PathBuf) -> io::Result<File> {
+    tokio::task::spawn_blocking(move || File::open(real)).await.map_err(io::Error::other)?
+}
+
+/// Sends the visitor to `path`, with the query he came with.
+fn redirect(request: &Parts, path: &str) -> Response<Body> {
     let query = request.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut response = Response::new(Body::empty());
-    match HeaderValue::from_str(&format!("{}/{query}", request.uri.path())) {
+    match HeaderValue::from_str(&format!("{path}{query}")) {
         Ok(location) => {
             *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
             response.headers_mut().insert(header::LOCATION, location);

@@ -1,11 +1,13 @@
-//! What a visitor of a site wants and may get: kind of page, encoding, part, and for how long it may be kept.
+//! What a visitor of a site wants: which encoding, which part of a file, and whether a page will do.
 
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 use http::{HeaderName, Method};
 
-/// An encoding that a build may have prepared beside a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use super::{condition, media};
+
+/// An encoding that a build may have prepared beside a file, or kennel makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Encoding {
     /// `.br`
     Brotli,
@@ -28,6 +30,11 @@ impl Encoding {
         }
     }
 
+    /// Whether `name` in `Accept-Encoding` means it.
+    fn is_called(self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(self.name()) || (self == Self::Gzip && name.eq_ignore_ascii_case("x-gzip"))
+    }
+
     /// What it adds to a file's name.
     pub(super) fn suffix(self) -> &'static str {
         match self {
@@ -38,30 +45,44 @@ impl Encoding {
     }
 }
 
-/// The encodings a visitor understands, the preferred ones first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Encodings(pub(super) Vec<Encoding>);
+/// How much a visitor likes each encoding; read without taking memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Liking {
+    /// As in [`Encoding::ALL`].
+    weights: [f32; 3],
+    /// Of no encoding at all.
+    plain: f32,
+}
 
-impl Encodings {
+impl Liking {
     /// Reads `Accept-Encoding` (RFC 9110, section 12.5.3).
-    pub(super) fn accepted(headers: &HeaderMap) -> Self {
-        let mut any = 0.0;
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut any = None;
         let mut weights = [None; 3];
+        let mut plain = None;
         for (name, weight) in weighted(headers, &header::ACCEPT_ENCODING) {
-            match Encoding::ALL.iter().position(|encoding| name.eq_ignore_ascii_case(encoding.name())) {
+            match Encoding::ALL.iter().position(|encoding| encoding.is_called(name)) {
                 Some(index) => weights[index] = Some(weight),
-                None if name == "*" => any = weight,
+                None if name == "*" => any = Some(weight),
+                None if name.eq_ignore_ascii_case("identity") => plain = Some(weight),
                 None => {}
             }
         }
-        let mut accepted: Vec<(Encoding, f32)> = Encoding::ALL
-            .into_iter()
-            .zip(weights)
-            .map(|(encoding, weight)| (encoding, weight.unwrap_or(any)))
-            .collect();
-        accepted.retain(|(_, weight)| *weight > 0.0);
-        accepted.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-        Self(accepted.into_iter().map(|(encoding, _)| encoding).collect())
+        // No encoding is always acceptable, but liked only as much as said: else it would be sent to everybody.
+        Self { weights: weights.map(|weight| weight.or(any).unwrap_or(0.0)), plain: plain.unwrap_or(0.0) }
+    }
+
+    /// The encoding he likes best of those there are, the first of [`Encoding::ALL`] where he likes several equally;
+    /// `None` when he would rather have the file as it is.
+    pub(super) fn best(self, there_is: impl Fn(Encoding) -> bool) -> Option<Encoding> {
+        let mut best = None;
+        let mut most = 0.0;
+        for (encoding, weight) in Encoding::ALL.into_iter().zip(self.weights) {
+            if weight > most && weight >= self.plain && there_is(encoding) {
+                (best, most) = (Some(encoding), weight);
+            }
+        }
+        best
     }
 }
 
@@ -80,12 +101,12 @@ fn weighted<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item
 ///
 /// It may when the visitor takes HTML (or anything, or does not say), and the path does not look like an asset: a
 /// missing `app.js` must be a 404, not a page that the browser tries to run. An asset is what ends in a suffix
-/// that [`content_type`] knows, HTML aside: so `/users/jane.doe` is a page.
+/// that [`media::known_type`] knows, HTML aside: so `/users/jane.doe` is a page.
 pub(super) fn wants_page(request: &Parts) -> bool {
     let html = |(kind, weight): (&str, f32)| matches!(kind, "text/html" | "text/*" | "*/*") && weight > 0.0;
     let takes_html =
         !request.headers.contains_key(header::ACCEPT) || weighted(&request.headers, &header::ACCEPT).any(html);
-    let kind = known_type(request.uri.path());
+    let kind = media::known_type(request.uri.path());
     takes_html && kind.is_none_or(|kind| kind.starts_with("text/html"))
 }
 
@@ -100,12 +121,13 @@ pub(super) enum Span {
     Nothing,
 }
 
-/// Reads `Range` and `If-Range` (RFC 9110, section 14): single ranges of a GET; anything else means the whole.
+/// Reads `Range` and `If-Range` (RFC 9110, sections 14.2 and 13.1.5): single ranges of a GET; anything else means
+/// the whole.
 pub(super) fn span(request: &Parts, etag: &[u8], length: u64) -> Span {
     let (&Method::GET, Some(range)) = (&request.method, request.headers.get(header::RANGE)) else {
         return Span::Whole;
     };
-    if request.headers.get(header::IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag) {
+    if !condition::range_holds(&request.headers, etag) {
         return Span::Whole;
     }
     range.to_str().ok().and_then(|range| parse_range(range, length)).unwrap_or(Span::Whole)
@@ -130,104 +152,6 @@ fn parse_range(range: &str, length: u64) -> Option<Span> {
         (first, end)
     };
     Some(if start < end { Span::Part(start, end) } else { Span::Nothing })
-}
-
-/// How long a file may be kept without asking: for ever when its name changes with its content, else not at all.
-pub(super) fn cache_control(path: &str) -> &'static str {
-    if is_hashed(path) { "public, max-age=31536000, immutable" } else { "no-cache" }
-}
-
-/// Whether a file's name holds a hash of its content, as bundlers make them. In doubt it does not: asking again
-/// costs little, and a stale page for a year a lot.
-///
-/// It does below `_next/static/` and `_app/immutable/`; when the last part of the stem, after `.`, `-` or `_`, is 8
-/// to 64 lower-case hexadecimal digits, both numerals and letters (webpack, Parcel); or, for scripts, styles and
-/// fonts, 8 letters and numerals with at least one numeral and one capital (Vite, Rollup, esbuild).
-fn is_hashed(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let Some((stem, suffix)) = name.rsplit_once('.') else { return false };
-    if suffix == "html" || suffix == "htm" {
-        return false;
-    }
-    if path.starts_with("_next/static/") || path.starts_with("_app/immutable/") {
-        return true;
-    }
-    // `app.0a1b2c3d.js.map`, `app.0a1b2c3d.chunk.js`
-    let stem = ["js", "css", "mjs", "chunk", "min", "bundle"]
-        .iter()
-        .find_map(|part| stem.strip_suffix(part)?.strip_suffix('.'))
-        .unwrap_or(stem);
-    let Some(at) = stem.rfind(['.', '-', '_']) else { return false };
-    let hash = &stem[at + 1..];
-    let numeral = hash.bytes().any(|b| b.is_ascii_digit());
-    let hex = hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if hex {
-        return (8..=64).contains(&hash.len()) && numeral && hash.bytes().any(|b| b.is_ascii_lowercase());
-    }
-    matches!(suffix, "js" | "mjs" | "css" | "map" | "wasm" | "woff" | "woff2" | "ttf" | "otf")
-        && hash.len() == 8
-        && hash.bytes().all(|b| b.is_ascii_alphanumeric())
-        && numeral
-        && hash.bytes().any(|b| b.is_ascii_uppercase())
-}
-
-/// The content type of a file by its suffix.
-pub(super) fn content_type(path: &str) -> &'static str {
-    known_type(path).unwrap_or("application/octet-stream")
-}
-
-fn known_type(path: &str) -> Option<&'static str> {
-    let name = path.rsplit('/').next()?;
-    let (_, suffix) = name.rsplit_once('.')?;
-    Some(match suffix.to_ascii_lowercase().as_str() {
-        "html" | "htm" => "text/html; charset=utf-8",
-        "css" => "text/css; charset=utf-8",
-        "js" | "mjs" => "text/javascript; charset=utf-8",
-        "json" | "map" => "application/json",
-        "webmanifest" => "application/manifest+json",
-        "xml" => "text/xml; charset=utf-8",
-        "rss" => "application/rss+xml",
-        "atom" => "application/atom+xml",
-        "xhtml" => "application/xhtml+xml",
-        "txt" | "log" => "text/plain; charset=utf-8",
-        "md" => "text/markdown; charset=utf-8",
-        "csv" => "text/csv; charset=utf-8",
-        "ics" => "text/calendar; charset=utf-8",
-        "vtt" => "text/vtt; charset=utf-8",
-        "wasm" => "application/wasm",
-        "svg" => "image/svg+xml",
-        "png" => "image/png",
-        "jpg" | "jpeg" => "image/jpeg",
-        "gif" => "image/gif",
-        "webp" => "image/webp",
-        "avif" => "image/avif",
-        "ico" => "image/x-icon",
-        "bmp" => "image/bmp",
-        "woff" => "font/woff",
-        "woff2" => "font/woff2",
-        "ttf" => "font/ttf",
-        "otf" => "font/otf",
-        "mp3" => "audio/mpeg",
-        "ogg" | "oga" => "audio/ogg",
-        "opus" => "audio/opus",
-        "wav" => "audio/wav",
-        "flac" => "audio/flac",
-        "m4a" => "audio/mp4",
-        "mp4" | "m4v" => "video/mp4",
-        "webm" => "video/webm",
-        "ogv" => "video/ogg",
-        "mov" => "video/quicktime",
-        "pdf" => "application/pdf",
-        "zip" => "application/zip",
-        "gz" | "tgz" => "application/gzip",
-        "br" | "bin" | "exe" | "dmg" | "iso" | "deb" => "application/octet-stream",
-        "zst" => "application/zstd",
-        "xz" => "application/x-xz",
-        "tar" => "application/x-tar",
-        "7z" => "application/x-7z-compressed",
-        "epub" => "application/epub+zip",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -260,51 +184,28 @@ mod tests {
     }
 
     #[test]
-    fn only_names_with_a_hash_are_kept_for_ever() {
-        for path in [
-            "app.0a1b2c3d.js",
-            "main.0a1b2c3d4e5f6a7b8c9d.chunk.js",
-            "assets/index-B4kX9Zq2.js",
-            "main-5KXJQ2VL.css",
-            "logo.d41d8cd98f00b204e9800998ecf8427e.png",
-            "assets/index-B4kX9Zq2.js.map",
-            "_app/immutable/start.js",
-            "_next/static/abc/_buildManifest.js",
-        ] {
-            assert!(is_hashed(path), "{path}");
-        }
-        for path in [
-            "index.html",
-            "app.js",
-            "report-20240101.pdf",
-            "app.0a1b2c3d.html",
-            "photo-IMG12345.jpg",
-            "jquery-3.7.1.js",
-            "bootstrap-deadbeef.js",
-            "style.css",
-            "feed-facade.xml",
-            "robots.txt",
-            "a/_next/static/x.js",
-            "assets/x",
-        ] {
-            assert!(!is_hashed(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn encodings_come_in_the_visitors_order() {
+    fn the_encoding_is_the_one_the_visitor_likes_best() {
         use Encoding::{Brotli, Gzip, Zstd};
-        for (value, order) in [
-            ("gzip, deflate, br, zstd", vec![Brotli, Zstd, Gzip]),
-            ("gzip", vec![Gzip]),
-            ("br;q=0.5, gzip", vec![Gzip, Brotli]),
-            ("br;q=0, *", vec![Zstd, Gzip]),
-            ("identity", vec![]),
-            ("", vec![]),
-            ("GZIP;q=x", vec![]),
+        for (value, all, without_brotli) in [
+            ("gzip, deflate, br, zstd", Some(Brotli), Some(Zstd)),
+            ("gzip", Some(Gzip), Some(Gzip)),
+            ("x-gzip", Some(Gzip), Some(Gzip)),
+            ("br;q=0.5, gzip", Some(Gzip), Some(Gzip)),
+            ("br, gzip;q=0.5", Some(Brotli), Some(Gzip)),
+            ("br;q=0, *", Some(Zstd), Some(Zstd)),
+            ("*;q=0, gzip;q=0.1", Some(Gzip), Some(Gzip)),
+            ("identity, gzip;q=0.5", None, None),
+            ("identity;q=0.5, gzip", Some(Gzip), Some(Gzip)),
+            ("identity", None, None),
+            ("", None, None),
+            ("GZIP;q=x", None, None),
         ] {
             let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, value.parse().unwrap())]);
-            assert_eq!(Encodings::accepted(&headers).0, order, "{value}");
+            let liking = Liking::of(&headers);
+            assert_eq!(liking.best(|_| true), all, "{value}");
+            assert_eq!(liking.best(|encoding| encoding != Brotli), without_brotli, "{value}");
+            assert_eq!(liking.best(|_| false), None, "{value}");
         }
+        assert_eq!(Liking::of(&HeaderMap::new()).best(|_| true), None);
     }
 }

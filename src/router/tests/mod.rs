@@ -4,6 +4,7 @@ mod differential;
 mod exchanges;
 mod limits;
 mod reuse;
+mod site_memory;
 mod sites;
 mod strictness;
 mod swaps;

@@ -1,34 +1,46 @@
 //! Static sites.
 
+use std::io::Read as _;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rstest::rstest;
 use tempfile::TempDir;
 
 use super::*;
 
-const OLD: &str = "/nix/store/00000000000000000000000000000000-site";
-const NEW: &str = "/nix/store/11111111111111111111111111111111-site";
+pub(super) const OLD: &str = "/nix/store/00000000000000000000000000000000-site";
+pub(super) const NEW: &str = "/nix/store/11111111111111111111111111111111-site";
 
 fn site(deployment: i64, root: &str, spa: bool) -> Vec<Route> {
+    site_after(deployment, root, &[], spa)
+}
+
+/// A site with versions before it.
+pub(super) fn site_after(deployment: i64, root: &str, previous: &[&str], spa: bool) -> Vec<Route> {
+    let previous = previous.iter().map(|root| root.parse().unwrap()).collect();
     vec![Route {
         target: TargetId(1),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),
-        destination: Destination::Site { root: root.parse().unwrap(), spa },
+        destination: Destination::Site { root: root.parse().unwrap(), previous, spa },
         drain_secs: 30,
     }]
 }
 
-fn write(dir: &Path, path: &str, content: impl AsRef<[u8]>) {
+/// Where the files of `root` lie.
+pub(super) fn directory(store: &TempDir, root: &str) -> PathBuf {
+    store.path().join("store").join(Path::new(root).file_name().unwrap())
+}
+
+pub(super) fn write(dir: &Path, path: &str, content: impl AsRef<[u8]>) {
     let path = dir.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();
 }
 
 /// A store with two versions of a site, and something beside it that nobody may see.
-fn store() -> TempDir {
+pub(super) fn store() -> TempDir {
     let temp = tempfile::tempdir().unwrap();
     std::fs::write(temp.path().join("secret"), "secret").unwrap();
     let store = temp.path().join("store");
@@ -42,7 +54,8 @@ fn store() -> TempDir {
         write(&root, "app.0a1b2c3d.js.gz", "gzipped");
         write(&root, "a b.txt", "0123456789");
         write(&root, "none.txt", "");
-        write(&root, "big.bin", (0..1_000_000_u32).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+        write(&root, "pricing.html", "prices");
+        write(&root, "about.html", "not about");
         let other = store.join(format!("22222222222222222222222222222222-other-{version}"));
         write(&other, "linked.css", "linked");
         symlink(other.join("linked.css"), root.join("linked.css")).unwrap();
@@ -58,7 +71,7 @@ fn store() -> TempDir {
     temp
 }
 
-async fn front(spa: bool) -> (Front, TempDir) {
+pub(super) async fn front(spa: bool) -> (Front, TempDir) {
     let temp = store();
     let config = RouterConfig { store_dir: temp.path().join("store"), ..RouterConfig::default() };
     (Front::with(config, site(1, OLD, spa)).await, temp)
@@ -68,6 +81,8 @@ async fn front(spa: bool) -> (Front, TempDir) {
 #[case("/", "front page, old", "text/html; charset=utf-8", "no-cache")]
 #[case("/index.html?a=b", "front page, old", "text/html; charset=utf-8", "no-cache")]
 #[case("/about/", "about", "text/html; charset=utf-8", "no-cache")]
+#[case("/pricing", "prices", "text/html; charset=utf-8", "no-cache")]
+#[case("/pricing.html", "prices", "text/html; charset=utf-8", "no-cache")]
 #[case("/a%20b.txt", "0123456789", "text/plain; charset=utf-8", "no-cache")]
 #[case("/none.txt", "", "text/plain; charset=utf-8", "no-cache")]
 #[case("/linked.css", "linked", "text/css; charset=utf-8", "no-cache")]
@@ -135,11 +150,33 @@ async fn only_get_and_head_are_for_sites() {
     }
 }
 
+#[rstest]
+#[case("/about?a=b", "/about/?a=b")]
+#[case("/pricing/", "/pricing")]
+#[case("/pricing/?a=b", "/pricing?a=b")]
 #[tokio::test]
-async fn a_directory_without_slash_is_redirected_to_where_relative_links_are_right() {
-    let (front, _store) = front(false).await;
-    let answer = front.get("/about?a=b", "").await;
-    assert_eq!((answer.status, answer.header("location")), (308, Some("/about/?a=b")));
+async fn a_page_is_redirected_to_where_relative_links_are_right(#[case] path: &str, #[case] location: &str) {
+    let (front, _store) = front(true).await;
+    let answer = front.get(path, "").await;
+    assert_eq!((answer.status, answer.header("location")), (308, Some(location)));
+    assert_eq!(answer.header("cache-control"), Some("no-cache"));
+}
+
+#[tokio::test]
+async fn a_site_may_have_a_page_of_its_own_for_what_is_not_there() {
+    let (front, store) = front(false).await;
+    write(&directory(&store, OLD), "404.html", "<h1>Lost?</h1>");
+    for path in ["/missing", "/missing.js", "/about/missing", "/outside.txt"] {
+        let answer = front.get(path, "If-None-Match: *\r\nRange: bytes=0-1\r\n").await;
+        assert_eq!((answer.status, answer.text()), (404, "<h1>Lost?</h1>"), "{path}");
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!((answer.header("cache-control"), answer.header("etag")), (Some("no-cache"), None));
+        let head = front.ask("HEAD", path, "").await;
+        assert_eq!((head.status, head.text(), head.header("content-length")), (404, "", Some("14")));
+    }
+    let machine = front.get("/missing", "Accept: application/json\r\n").await;
+    assert_eq!((machine.status, machine.header("content-type")), (404, Some("application/json")));
+    assert_eq!(front.get("/404.html", "").await.status, 200);
 }
 
 #[rstest]
@@ -212,6 +249,8 @@ async fn an_etag_holds_for_one_version_and_encoding_only() {
     assert_ne!(old, etag(&front.get("/about/", "").await));
     assert_eq!(front.get("/", &format!("If-Match: {old}\r\n")).await.status, 200);
     assert_eq!(front.get("/", "If-Match: \"x\"\r\n").await.status, 412);
+    assert_eq!(front.get("/", &format!("If-Match: W/{old}\r\n")).await.status, 412);
+    assert_eq!(front.get("/", &format!("If-Match: \"x\"\r\nIf-None-Match: {old}\r\n")).await.status, 412);
     for condition in [old.clone(), format!("W/{old}"), format!("\"x\", {old}"), "*".to_owned()] {
         let answer = front.get("/", &format!("If-None-Match: {condition}\r\nRange: bytes=0-1\r\n")).await;
         assert_eq!((answer.status, answer.text(), etag(&answer)), (304, "", old.clone()));
@@ -230,6 +269,7 @@ async fn an_etag_holds_for_one_version_and_encoding_only() {
 #[case("br;q=0.1, gzip;q=0.9", "gzipped", Some("gzip"))]
 #[case("zstd", "js", None)]
 #[case("br;q=0", "js", None)]
+#[case("identity, br;q=0.5", "js", None)]
 #[tokio::test]
 async fn a_prepared_encoding_is_used_where_it_is_understood(
     #[case] accept: &str,
@@ -246,14 +286,60 @@ async fn a_prepared_encoding_is_used_where_it_is_understood(
     assert_eq!(front.get("/", &format!("Accept-Encoding: {accept}\r\n")).await.header("vary"), None);
 }
 
+#[rstest]
+#[case("gzip, deflate", "gzip")]
+#[case("gzip, deflate, br, zstd", "br")]
+#[case("zstd, gzip;q=0.5", "gzip")]
 #[tokio::test]
-async fn a_large_file_is_sent_whole_and_in_part() {
-    let (front, _store) = front(false).await;
-    let whole = front.get("/big.bin", "").await;
-    assert_eq!(whole.body.len(), 1_000_000);
+async fn text_for_which_nothing_is_prepared_is_compressed(#[case] accept: &str, #[case] encoding: &str) {
+    let (front, store) = front(false).await;
+    let plain = "All work and no play makes a dull site.\n".repeat(2000);
+    write(&directory(&store, OLD), "story.txt", &plain);
+    write(&directory(&store, OLD), "story.png", &plain);
+    let accept = format!("Accept-Encoding: {accept}\r\n");
+    let answer = front.get("/story.txt", &accept).await;
+    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some(encoding)));
+    assert_eq!(answer.header("vary"), Some("accept-encoding"));
+    assert_eq!(expand(&answer), plain);
+    assert!(answer.body.len() < plain.len() / 10, "{}", answer.body.len());
+    let length = answer.body.len().to_string();
+    assert_eq!(answer.header("content-length"), Some(length.as_str()));
+    // A part of it, and a 304, are of what was sent.
+    let etag = answer.header("etag").unwrap();
+    let part = front.get("/story.txt", &format!("{accept}Range: bytes=4-\r\nIf-Range: {etag}\r\n")).await;
+    assert_eq!((part.status, part.body.as_slice()), (206, &answer.body[4..]));
+    assert_eq!(front.get("/story.txt", &format!("{accept}If-None-Match: {etag}\r\n")).await.status, 304);
+    let unencoded = front.get("/story.txt", &format!("If-None-Match: {etag}\r\n")).await;
+    assert_eq!((unencoded.status, unencoded.text()), (200, plain.as_str()));
+    assert_eq!((unencoded.header("vary"), unencoded.header("content-encoding")), (Some("accept-encoding"), None));
+    let picture = front.get("/story.png", &accept).await;
+    assert_eq!((picture.body.len(), picture.header("content-encoding")), (plain.len(), None));
+}
+
+fn expand(answer: &Answer) -> String {
+    let mut plain = Vec::new();
+    match answer.header("content-encoding") {
+        Some("gzip") => drop(flate2::read::GzDecoder::new(&answer.body[..]).read_to_end(&mut plain).unwrap()),
+        Some("br") => brotli::BrotliDecompress(&mut &answer.body[..], &mut plain).unwrap(),
+        other => panic!("encoded as {other:?}"),
+    }
+    String::from_utf8(plain).unwrap()
+}
+
+#[rstest]
+#[case("big.bin", 1_000_000)]
+#[case("huge.bin", 3_000_000)]
+#[tokio::test]
+async fn a_large_file_is_sent_whole_and_in_part(#[case] name: &str, #[case] length: u32) {
+    let (front, store) = front(false).await;
+    write(&directory(&store, OLD), name, (0..length).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+    let whole = front.get(&format!("/{name}"), "").await;
+    assert_eq!(whole.body.len(), length as usize);
     assert!(whole.body.iter().enumerate().all(|(i, byte)| i % 251 == usize::from(*byte)));
-    let part = front.get("/big.bin", "Range: bytes=100-899999\r\n").await;
+    let part = front.get(&format!("/{name}"), "Range: bytes=100-899999\r\n").await;
     assert!(part.status == 206 && part.body == whole.body[100..900_000]);
+    let head = front.ask("HEAD", &format!("/{name}"), "").await;
+    assert_eq!(head.header("content-length"), whole.header("content-length"));
 }
 
 #[tokio::test]
