@@ -16,6 +16,7 @@ use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::crash::{self, Point};
 use crate::deployer::{self, databases};
 use crate::host::services::postgres::Postgres;
 use crate::host::services::valkey::Valkey;
@@ -93,13 +94,16 @@ impl DatabaseKeeper {
             NumberAction::Ensure(number, (project, branch)) => {
                 let password = databases::password(&self.ctx.key, ServerKind::Valkey, project, branch);
                 valkey.ensure_user(*number, &password).await?;
+                crash::point(Point::RestoreValkeyUserSet);
             }
             NumberAction::Adopt(number) => {
                 store.adopt_valkey_number(*number).await?;
+                crash::point(Point::OrphanNumberAdopted);
                 self.ctx.databases.ring();
             }
             NumberAction::GiveBack(number) => {
                 valkey.remove(*number).await?;
+                crash::point(Point::NumberFlushed);
                 store.free_valkey_number(*number).await?;
                 info!("Emptied and freed Valkey database {number}");
             }
@@ -131,18 +135,22 @@ impl DatabaseKeeper {
             DatabaseAction::Ensure(name, (project, branch)) => {
                 let password = databases::password(&self.ctx.key, ServerKind::Postgres, project, branch);
                 postgres.ensure(name, &password).await?;
+                crash::point(Point::RestoreDatabaseSet);
             }
             DatabaseAction::Adopt(name) => {
                 store.adopt_postgres_database(name).await?;
+                crash::point(Point::OrphanDatabaseAdopted);
                 self.ctx.databases.ring();
             }
             DatabaseAction::Rename(name) => {
                 postgres.rename(name).await?;
+                crash::point(Point::DatabaseRenamed);
                 store.note_renamed_database(name).await?;
                 info!("Renamed PostgreSQL database `{name}` to `{}`; it is dropped in 7 days", name.renamed());
             }
             DatabaseAction::Drop(name) => {
                 postgres.drop(name).await?;
+                crash::point(Point::RoleDropped);
                 store.forget_postgres_database(name).await?;
                 info!("Dropped PostgreSQL database `{}`", name.renamed());
             }
