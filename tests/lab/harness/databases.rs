@@ -158,6 +158,19 @@ impl Postgres {
         machine::ok("systemctl", &["start", &self.unit]).await;
     }
 
+    pub(crate) async fn restart(&self) {
+        let _ = machine::run("systemctl", &["reset-failed", &self.unit]).await;
+        machine::ok("systemctl", &["restart", &self.unit]).await;
+    }
+
+    /// Dies without a word, and is started again.
+    pub(crate) async fn kill9(&self) {
+        let _ = machine::run("systemctl", &["kill", "--signal=KILL", &self.unit]).await;
+        let _ = machine::run("systemctl", &["stop", &self.unit]).await;
+        let _ = machine::run("systemctl", &["reset-failed", &self.unit]).await;
+        self.start_again().await;
+    }
+
     /// A connection as a superuser of the test's own.
     pub(crate) async fn admin(&self) -> PgConnection {
         PgConnection::connect(SUPERUSER).await.expect("PostgreSQL runs")
