@@ -27,8 +27,9 @@ use watch::ValkeyWatch;
 
 /// How often it looks when nothing rings.
 const TICK: Duration = Duration::from_secs(600);
-/// How soon it looks again after something went wrong.
-const AGAIN: Duration = Duration::from_secs(30);
+/// How soon it looks again after something went wrong; twice as long each time, up to [`AGAIN_MAX`].
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(8);
 /// How long the PostgreSQL database of a branch that is gone is kept.
 const KEEP_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -49,6 +50,7 @@ impl DatabaseKeeper {
         let bell = self.ctx.databases.clone();
         let mut watch = ValkeyWatch::new(self.ctx.clone());
         let mut tick = interval(TICK);
+        let mut again = AGAIN;
         loop {
             tokio::select! {
                 () = bell.rung() => {}
@@ -57,7 +59,12 @@ impl DatabaseKeeper {
                 () = shutdown.cancelled() => return,
             }
             tokio::select! {
-                well = self.run_once(KEEP_TIME) => if !well { tick.reset_at(Instant::now() + AGAIN) },
+                well = self.run_once(KEEP_TIME) => if well {
+                    again = AGAIN;
+                } else {
+                    tick.reset_at(Instant::now() + again);
+                    again = (again * 2).min(AGAIN_MAX);
+                },
                 // A server that hangs must not hold up the end.
                 () = shutdown.cancelled() => return,
             }
