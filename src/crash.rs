@@ -133,6 +133,29 @@ points! {
     /// A deployment that failed is on its way back.
     DeploymentTurnedBack = "deployment.turned_back",
 
+    /// A branch has a Valkey number, and no user of its own yet.
+    NumberAllocated = "valkey.number_allocated",
+    /// The user of a branch's Valkey number is set up.
+    ValkeyUserSet = "valkey.user_set",
+    /// The user of an ended branch's Valkey number is gone, its keys are there.
+    ValkeyUserRemoved = "valkey.user_removed",
+    /// The Valkey number of an ended branch is empty, and its row says otherwise.
+    NumberFlushed = "valkey.number_flushed",
+    /// A PostgreSQL database has its row, and nothing on the server.
+    DatabaseNoted = "postgres.noted",
+    /// A branch's role is made: it has no password and cannot log in.
+    RoleMade = "postgres.role_made",
+    /// A branch's database is made: nobody can enter.
+    DatabaseMade = "postgres.database_made",
+    /// The role of an ended branch can no longer log in; its database bears its name.
+    RoleLocked = "postgres.role_locked",
+    /// The database of an ended branch bears its last name, and its row says otherwise.
+    DatabaseRenamed = "postgres.renamed",
+    /// A renamed database is dropped, its role is there.
+    DatabaseDropped = "postgres.dropped",
+    /// A renamed database and its role are dropped, and its row says otherwise.
+    RoleDropped = "postgres.role_dropped",
+
     /// The versions of a target are on their way out.
     TeardownBegun = "teardown.begun",
     /// The data is in the trash, and the link to it is still there.
@@ -154,6 +177,10 @@ points! {
     RestoreLinkMade = "restore.link_made",
     /// The root of an artifact is made again.
     RestoreRootMade = "restore.root_made",
+    /// The user of a Valkey number is set up again.
+    RestoreValkeyUserSet = "restore.valkey_user_set",
+    /// A role and its database are set up again.
+    RestoreDatabaseSet = "restore.database_set",
     /// A unit that belongs to nothing is stopped.
     OrphanUnitStopped = "orphan.unit_stopped",
     /// A unit that belongs to nothing is gone.
@@ -170,6 +197,24 @@ points! {
     OrphanWorkDirRemoved = "orphan.workdir_removed",
     /// A log directory that belongs to nothing is gone.
     OrphanLogDirRemoved = "orphan.logdir_removed",
+    /// A Valkey number whose user belongs to nothing has a row, by which it will go.
+    OrphanNumberAdopted = "orphan.number_adopted",
+    /// A role or database that belongs to nothing has a row, by which it will go.
+    OrphanDatabaseAdopted = "orphan.database_adopted",
+
+    /// The teardown of a target that nobody uses is asked for.
+    ExpiryRecorded = "expiry.recorded",
+    /// The transaction that removes old rows is about to be committed.
+    SweepUncommitted = "sweep.uncommitted",
+    /// Old rows are removed; the logs of their builds are there.
+    SweepStored = "sweep.stored",
+    /// Something that lay in the trash for long enough is gone.
+    TrashEmptied = "trash.emptied",
+
+    /// A changed file's projects are noted; the daemon goes by the old file.
+    ReloadNoted = "reload.noted",
+    /// The daemon goes by a changed file, and systemd was not told.
+    ReloadDone = "reload.done",
 }
 
 /// Dies here, if that is what was asked for.

@@ -265,10 +265,12 @@ impl Running {
         let config = config::load(path)?;
         let secrets = read_secrets(&config).await?;
         note_projects(&self.store, &config).await?;
+        crash::point(Point::ReloadNoted);
         self.secrets.store(Arc::new(secrets));
         self.config.store(Arc::new(config));
         self.deployer.ring();
         self.builder.ring();
+        crash::point(Point::ReloadDone);
         Ok(())
     }
 

@@ -29,6 +29,21 @@ pub(crate) struct Machine {
     pub(crate) work_dirs: BTreeSet<String>,
     /// Builds.
     pub(crate) log_dirs: BTreeSet<String>,
+    /// What the database servers have; `None` where there are none.
+    pub(crate) databases: Option<Databases>,
+}
+
+/// What lies on the operator's database servers under kennel's own names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Databases {
+    /// Users `kennel-<number>`.
+    pub(crate) valkey_users: BTreeSet<String>,
+    /// Roles `kennel_…`.
+    pub(crate) roles: BTreeSet<String>,
+    /// Those of them that can log in.
+    pub(crate) open_roles: BTreeSet<String>,
+    /// Databases `kennel_…`, renamed or not.
+    pub(crate) databases: BTreeSet<String>,
 }
 
 /// What the rows say, as far as somebody outside kennel can hold it to it.
@@ -52,6 +67,14 @@ pub(crate) struct Rows {
     rooted_for_nobody: BTreeSet<String>,
     /// Branches that nobody wants and that are not gone.
     unwanted: BTreeSet<String>,
+    /// Valkey numbers, as `kennel-<number>`.
+    valkey_numbers: BTreeSet<String>,
+    /// PostgreSQL databases of branches.
+    databases: BTreeSet<String>,
+    /// Those whose branch has ended, by the name they had.
+    renamed: BTreeSet<String>,
+    /// Numbers and databases of branches of which nothing is there.
+    idle: BTreeSet<String>,
     /// Every build's state.
     builds: BTreeMap<i64, String>,
     /// `<project>/<delivery>` and its build.
@@ -91,11 +114,15 @@ const LIVE: &str =
     left join ports p on p.deployment_id = d.id where d.state = 'live' order by d.id";
 
 /// Each gives one sentence for each thing that is not at rest.
-const UNDER_WAY: [&str; 3] = [
+const UNDER_WAY: [&str; 6] = [
     "select 'build ' || id || ' is ' || state from builds where state in ('queued', 'building')",
     "select 'deployment ' || id || ' is ' || state || ', its next step ' || coalesce(step, 'none') from deployments
      where state in ('pending', 'starting', 'draining') or step is not null",
     "select 'target ' || target_id || ' is to be torn down' from teardowns",
+    "select 'Valkey number ' || number || ' is to be given back' from valkey_numbers where ended_at is not null",
+    "select 'PostgreSQL database ' || name || ' is to be renamed' from postgres_databases where state = 'ended'",
+    "select 'PostgreSQL database ' || name || ' is to be dropped' from postgres_databases
+     where state = 'renamed' and ended_at <= (unixepoch() - 7 * 86400) * 1000",
 ];
 
 /// Each gives the things that more than one row has.
@@ -139,6 +166,18 @@ impl Rows {
         rows.rooted_for_nobody = sqlx::query_scalar(nobody).fetch_all(&mut *tx).await?.into_iter().collect();
         let unwanted = "select project || ' ' || ref from branches where wanted = 0 and gone_at is null";
         rows.unwanted = sqlx::query_scalar(unwanted).fetch_all(&mut *tx).await?.into_iter().collect();
+        let numbers = "select 'kennel-' || number from valkey_numbers";
+        rows.valkey_numbers = sqlx::query_scalar(numbers).fetch_all(&mut *tx).await?.into_iter().collect();
+        let databases = "select name from postgres_databases where state <> 'renamed'";
+        rows.databases = sqlx::query_scalar(databases).fetch_all(&mut *tx).await?.into_iter().collect();
+        let renamed = "select name from postgres_databases where state = 'renamed'";
+        rows.renamed = sqlx::query_scalar(renamed).fetch_all(&mut *tx).await?.into_iter().collect();
+        let idle = "select what || ' belongs to branch ' || branch_id from (
+                        select 'Valkey number ' || number as what, branch_id from valkey_numbers
+                        union all select 'PostgreSQL database ' || name, branch_id from postgres_databases) d
+                    where branch_id is not null and not exists (
+                        select 1 from targets t where t.branch_id = d.branch_id and t.gone_at is null)";
+        rows.idle = sqlx::query_scalar(idle).fetch_all(&mut *tx).await?.into_iter().collect();
         let builds = "select id, state from builds";
         rows.builds = sqlx::query_as(builds).fetch_all(&mut *tx).await?.into_iter().collect();
         let deliveries = "select project || '/' || id, build_id from deliveries";
@@ -157,6 +196,7 @@ impl Rows {
         faults.extend(self.shared.iter().map(|thing| format!("more than one row has the {thing}")));
         faults.extend(self.unwanted.iter().map(|branch| format!("nobody wants {branch}, and it is not gone")));
         faults.extend(self.rooted_for_nobody.iter().map(|root| format!("root {root} is kept for nobody")));
+        faults.extend(self.idle.iter().map(|what| format!("{what}, of which nothing is there")));
         let live: BTreeSet<i64> = self.live.iter().map(|live| live.id).collect();
         for (host, deployment) in &self.routes {
             if deployment.is_some_and(|id| !live.contains(&id)) {
@@ -222,6 +262,9 @@ pub(crate) fn faults(rows: &Rows, machine: &Machine, acknowledged: &[Acknowledge
     let builds = rows.builds.keys().map(ToString::to_string).collect();
     let strays = machine.log_dirs.difference(&builds);
     faults.extend(strays.map(|build| format!("there are logs of build {build}, of which there is no row")));
+    if let Some(databases) = &machine.databases {
+        databases_differ(&mut faults, rows, databases);
+    }
     for Acknowledged { project, delivery, build } in acknowledged {
         match rows.deliveries.get(&format!("{project}/{delivery}")) {
             None => faults.push(format!("delivery {delivery} was acknowledged and is not recorded")),
@@ -235,6 +278,22 @@ pub(crate) fn faults(rows: &Rows, machine: &Machine, acknowledged: &[Acknowledge
         }
     }
     faults
+}
+
+/// Each number's user, each role and each database has its row, and each row of a branch has them.
+fn databases_differ(faults: &mut Vec<String>, rows: &Rows, actual: &Databases) {
+    differ(faults, "Valkey user", &rows.valkey_numbers, &actual.valkey_users);
+    differ(faults, "role that can log in", &rows.databases, &actual.open_roles);
+    // One that ended before it was made is renamed in its row alone.
+    let owned = rows.databases.union(&rows.renamed).cloned().collect();
+    let strays = actual.roles.difference(&owned);
+    faults.extend(strays.map(|name| format!("role {name} belongs to nothing")));
+    let trash = |name: &String| format!("{name}_trash");
+    let missing = rows.databases.difference(&actual.databases);
+    faults.extend(missing.map(|name| format!("PostgreSQL database {name} is missing")));
+    let owned = rows.databases.iter().cloned().chain(rows.renamed.iter().map(trash)).collect();
+    let strays = actual.databases.difference(&owned);
+    faults.extend(strays.map(|name| format!("PostgreSQL database {name} belongs to nothing")));
 }
 
 fn pairs(map: &BTreeMap<String, String>) -> BTreeSet<String> {

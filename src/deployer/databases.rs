@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::{Context, StepError};
 use crate::config;
+use crate::crash::{self, Point};
 use crate::host::key::{HostKey, Purpose};
 use crate::host::services::postgres::Postgres;
 use crate::host::services::valkey::Valkey;
@@ -89,14 +90,18 @@ async fn ensure_valkey(ctx: &Context, target: &Target, url: &ServerUrl) -> Resul
             url.address()
         )));
     }
+    crash::point(Point::NumberAllocated);
     let password = password(&ctx.key, ServerKind::Valkey, &target.project, &target.branch);
-    valkey.ensure_user(number, &password).await.map_err(judge)
+    valkey.ensure_user(number, &password).await.map_err(judge)?;
+    crash::point(Point::ValkeyUserSet);
+    Ok(())
 }
 
 async fn ensure_postgres(ctx: &Context, target: &Target, url: &ServerUrl) -> Result<(), StepError> {
     // First, so that a server that is away leaves no row of a database that was never made.
     let mut postgres = Postgres::connect(url).await.map_err(judge)?;
     let name = ctx.store.ensure_postgres_database(target).await?;
+    crash::point(Point::DatabaseNoted);
     let password = password(&ctx.key, ServerKind::Postgres, &target.project, &target.branch);
     postgres.ensure(&name, &password).await.map_err(judge)
 }

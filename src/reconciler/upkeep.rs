@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Reconciler;
 use crate::config::{Config, Expiry};
+use crate::crash::{self, Point};
 use crate::host::disk;
 use crate::store::{LastUse, Sweep, Swept};
 use crate::telemetry::chain;
@@ -41,6 +42,7 @@ impl Reconciler {
             let Some(after) = expired(&config, &last, now) else { continue };
             let reason = format!("no request and no push for {}", in_words(after));
             if self.ctx.store.expire(last.target, ago(now, after), &reason).await? {
+                crash::point(Point::ExpiryRecorded);
                 info!(
                     project.name = %last.project, branch.name = %last.branch.name(), service.name = %last.name,
                     "Tearing `{}` of {} from {} down: {reason}", last.name, last.project, last.branch.name()
@@ -66,6 +68,7 @@ impl Reconciler {
             if some.total() == 0 {
                 break;
             }
+            crash::point(Point::SweepStored);
         }
         while self.ctx.store.sweep_places(sweep).await?.total() > 0 {}
         if all.builds + all.deployments > 0 {

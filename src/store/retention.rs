@@ -6,6 +6,7 @@
 use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, during};
+use crate::crash::{self, Point};
 use crate::model::{BranchId, BuildId, DeploymentId, TargetId};
 
 /// Which rows are old, and how many of a kind one transaction may remove.
@@ -61,6 +62,7 @@ impl Store {
         .await
         .map_err(during("remove old deliveries"))?
         .rows_affected();
+        crash::point(Point::SweepUncommitted);
         tx.commit().await.map_err(during("remove old rows"))?;
         Ok(Swept { deployments, builds, deliveries, ..Swept::default() })
     }

@@ -1,6 +1,7 @@
 //! Everything that can happen to a machine happens at random, and in the end all is well.
 //!
-//! Pushes, deletions, pull requests, cancels; kennel killed; Nix's daemon, the bus and the databases restarted. It
+//! Pushes of services with databases, deletions, pull requests, cancels; kennel killed; Nix's daemon and the bus
+//! restarted; Valkey and PostgreSQL restarted and killed. It
 //! goes on for `KENNEL_NEMESIS_SECS` (40); what is random comes from `KENNEL_NEMESIS_SEED`, which is printed. All the
 //! while a steady visitor of a service that nobody touches gets every answer: directly always, through kennel's router
 //! whenever there is a kennel.
@@ -15,6 +16,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::harness::databases::{Postgres, Valkey};
 use crate::harness::http::{request, send};
 use crate::harness::invariants::at_rest;
 use crate::harness::{App, Delivery, Lab, LabConfig, ProjectSpec, ROUTER, Service, api, delivery, machine, until};
@@ -55,6 +57,8 @@ struct Failure {
 
 struct Nemesis {
     lab: Lab,
+    valkey: Valkey,
+    postgres: Postgres,
     dice: Dice,
     version: u32,
     acknowledged: Vec<Acknowledged>,
@@ -70,9 +74,11 @@ async fn whatever_happens_at_random_all_is_well_in_the_end() {
     let seed = number("KENNEL_NEMESIS_SEED").unwrap_or(now);
     let time = Duration::from_secs(number("KENNEL_NEMESIS_SECS").unwrap_or(40));
     println!("KENNEL_NEMESIS_SEED={seed} KENNEL_NEMESIS_SECS={}", time.as_secs());
-    let lab = Lab::start(LabConfig::of(["hello", "shop"].map(ProjectSpec::new))).await;
-    let steady =
-        lab.deploy("hello", "main", &App::default().with(Service::new("api", "steady")).site("web", "page")).await;
+    let (valkey, postgres) = (Valkey::start(16).await, Postgres::start().await);
+    let config = LabConfig::of(["hello", "shop"].map(ProjectSpec::new));
+    let lab = Lab::start(config.section(&valkey.section()).section(&postgres.section())).await;
+    let steady = App::default().with(Service::new("api", "steady").with_databases()).site("web", "page");
+    let steady = lab.deploy("hello", "main", &steady).await;
     let wanted = steady.values().map(|live| (live.host.clone(), live.commit.clone())).collect();
     let before = at_rest(&[], &wanted).await;
 
@@ -86,7 +92,7 @@ async fn whatever_happens_at_random_all_is_well_in_the_end() {
     }
     let (dice, away) = (Dice(seed), Away::default());
     let (acknowledged, there, done) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    let mut nemesis = Nemesis { lab, dice, version: 0, acknowledged, there, away, done };
+    let mut nemesis = Nemesis { lab, valkey, postgres, dice, version: 0, acknowledged, there, away, done };
     let begun = Instant::now();
     while begun.elapsed() < time {
         nemesis.strike().await;
@@ -95,6 +101,11 @@ async fn whatever_happens_at_random_all_is_well_in_the_end() {
     let mut wanted: BTreeMap<_, _> = wanted;
     wanted.extend(nemesis.calm_down().await);
     let after = at_rest(&nemesis.acknowledged, &wanted).await;
+    let databases = after.machine.databases.as_ref().expect("the database servers are there");
+    let has = (databases.valkey_users.len(), databases.open_roles.len());
+    println!("in the end there are {} Valkey users and {} roles that can log in", has.0, has.1);
+    let branches = 1 + nemesis.there.len();
+    assert_eq!(has, (branches, branches), "each branch has its own");
 
     tell_failures().await;
 
@@ -153,16 +164,14 @@ impl Nemesis {
     /// One thing happens, and then nothing for a moment.
     async fn strike(&mut self) {
         let what = match self.dice.roll(100) {
-            0..40 => self.push().await,
-            40..52 => self.remove().await,
-            52..60 => self.cancel().await,
-            60..80 => self.kill_kennel().await,
-            80..85 => self.kill_builds().await,
-            85..90 => restart("nix-daemon restarted", "nix-daemon.service").await,
-            90..96 => restart("bus restarted", "dbus.service").await,
-            // They run only where a test has started them.
-            96..98 => restart("Valkey restarted", "valkey-server.service").await,
-            _ => restart("PostgreSQL restarted", "postgresql.service").await,
+            0..38 => self.push().await,
+            38..50 => self.remove().await,
+            50..57 => self.cancel().await,
+            57..75 => self.kill_kennel().await,
+            75..80 => self.kill_builds().await,
+            80..84 => restart("nix-daemon restarted", "nix-daemon.service").await,
+            84..88 => restart("bus restarted", "dbus.service").await,
+            _ => self.hurt_databases().await,
         };
         *self.done.entry(what).or_default() += 1;
         let pause = Duration::from_millis(self.dice.roll(200));
@@ -184,7 +193,7 @@ impl Nemesis {
     fn app(&mut self, kind: u64) -> (App, &'static str) {
         self.version += 1;
         let version = self.version.to_string();
-        let service = Service::small("api", &version);
+        let service = Service::small("api", &version).with_databases();
         match kind {
             0 => (App::default().with(service.mode("exit")).site("web", &version), "sick pushes"),
             1 => (App::default().with(service.builds_by("exit 1")).site("web", &version), "broken pushes"),
@@ -266,6 +275,28 @@ impl Nemesis {
         let units = ["kennel-fetch-*.service", "kennel-build-*.service"];
         let _ = machine::run("systemctl", &[&["kill", "--signal=KILL"], &units[..]].concat()).await;
         "builds killed"
+    }
+
+    async fn hurt_databases(&mut self) -> &'static str {
+        match self.dice.roll(4) {
+            0 => {
+                self.valkey.stop().await;
+                self.valkey.start_again().await;
+                "Valkey restarted"
+            }
+            1 => {
+                self.valkey.kill9().await;
+                "Valkey killed"
+            }
+            2 => {
+                self.postgres.restart().await;
+                "PostgreSQL restarted"
+            }
+            _ => {
+                self.postgres.kill9().await;
+                "PostgreSQL killed"
+            }
+        }
     }
 
     /// Tells kennel, again and again until it answers, as whoever looks at a forge's list of failed deliveries does.

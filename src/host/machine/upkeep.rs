@@ -103,6 +103,7 @@ pub(super) fn empty_trash(layout: &Layout, older_than: Duration) -> io::Result<(
             let since = name.split_once('-').and_then(|(millis, _)| millis.parse().ok()).map(Duration::from_millis);
             if since.is_some_and(|since| now.saturating_sub(since) >= older_than) {
                 files::remove_tree(&dir.join(name))?;
+                crash::point(Point::TrashEmptied);
             }
         }
     }

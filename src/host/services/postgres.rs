@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Error};
 use tokio::time::timeout;
 
 use super::server::{CONNECT_MAX, ServerError, ServerUrl};
+use crate::crash::{self, Point};
 use crate::model::DatabaseName;
 
 /// How long the server may take for one verb: dropping a database waits for a checkpoint.
@@ -97,6 +98,7 @@ impl Postgres {
         let verifier = verifier(name, password);
         if !self.exists("select exists (select 1 from pg_roles where rolname = $1)", name.as_str()).await? {
             self.run(&format!("create role \"{name}\" nologin"), &format!("make the role `{name}`")).await?;
+            crash::point(Point::RoleMade);
         }
         let role = format!("alter role \"{name}\" login connection limit {CONNECTIONS_MAX} password '{verifier}'");
         self.run(&role, &format!("set the role `{name}` up")).await?;
@@ -106,6 +108,7 @@ impl Postgres {
             // Nobody enters until the next statement has closed the door that PUBLIC finds open.
             let create = format!("create database \"{name}\" owner \"{name}\" allow_connections false");
             self.run(&create, &format!("make the database `{name}`")).await?;
+            crash::point(Point::DatabaseMade);
         }
         let close = format!("revoke all on database \"{name}\" from public");
         self.run(&close, &format!("close the database `{name}` to others")).await?;
@@ -121,6 +124,7 @@ impl Postgres {
         let action = format!("rename the database `{name}`");
         if self.exists("select exists (select 1 from pg_roles where rolname = $1)", name.as_str()).await? {
             self.run(&format!("alter role \"{name}\" nologin"), &format!("lock the role `{name}` out")).await?;
+            crash::point(Point::RoleLocked);
         }
         if !self.has_database(name.as_str()).await? {
             return Ok(());
@@ -138,6 +142,7 @@ impl Postgres {
     pub async fn drop(&mut self, name: &DatabaseName) -> Result<(), ServerError> {
         let drop = format!("drop database if exists \"{}\" with (force)", name.renamed());
         self.run(&drop, &format!("drop the database `{}`", name.renamed())).await?;
+        crash::point(Point::DatabaseDropped);
         if self.exists("select exists (select 1 from pg_roles where rolname = $1)", name.as_str()).await? {
             let action = format!("drop the role `{name}`");
             self.run(&format!("drop owned by \"{name}\""), &action).await?;

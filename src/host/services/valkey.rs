@@ -16,6 +16,7 @@ use redis::{
 use sha2::{Digest as _, Sha256};
 
 use super::server::{CONNECT_MAX, ServerError, ServerUrl};
+use crate::crash::{self, Point};
 use crate::model::ValkeyDb;
 
 /// How long the server may take for one answer.
@@ -105,6 +106,7 @@ impl Valkey {
     pub async fn remove(&mut self, db: ValkeyDb) -> Result<(), ServerError> {
         let _removed: i64 =
             self.ask(cmd("ACL").arg("DELUSER").arg(db.user()), &format!("remove the user `{}`", db.user())).await?;
+        crash::point(Point::ValkeyUserRemoved);
         if db.get() >= self.database_count().await? {
             return Ok(());
         }

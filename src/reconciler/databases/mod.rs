@@ -16,6 +16,7 @@ use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::crash::{self, Point};
 use crate::deployer::{self, databases};
 use crate::host::services::postgres::Postgres;
 use crate::host::services::valkey::Valkey;
@@ -26,8 +27,9 @@ use watch::ValkeyWatch;
 
 /// How often it looks when nothing rings.
 const TICK: Duration = Duration::from_secs(600);
-/// How soon it looks again after something went wrong.
-const AGAIN: Duration = Duration::from_secs(30);
+/// How soon it looks again after something went wrong; twice as long each time, up to [`AGAIN_MAX`].
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(8);
 /// How long the PostgreSQL database of a branch that is gone is kept.
 const KEEP_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -48,6 +50,7 @@ impl DatabaseKeeper {
         let bell = self.ctx.databases.clone();
         let mut watch = ValkeyWatch::new(self.ctx.clone());
         let mut tick = interval(TICK);
+        let mut again = AGAIN;
         loop {
             tokio::select! {
                 () = bell.rung() => {}
@@ -56,7 +59,12 @@ impl DatabaseKeeper {
                 () = shutdown.cancelled() => return,
             }
             tokio::select! {
-                well = self.run_once(KEEP_TIME) => if !well { tick.reset_at(Instant::now() + AGAIN) },
+                well = self.run_once(KEEP_TIME) => if well {
+                    again = AGAIN;
+                } else {
+                    tick.reset_at(Instant::now() + again);
+                    again = (again * 2).min(AGAIN_MAX);
+                },
                 // A server that hangs must not hold up the end.
                 () = shutdown.cancelled() => return,
             }
@@ -93,13 +101,16 @@ impl DatabaseKeeper {
             NumberAction::Ensure(number, (project, branch)) => {
                 let password = databases::password(&self.ctx.key, ServerKind::Valkey, project, branch);
                 valkey.ensure_user(*number, &password).await?;
+                crash::point(Point::RestoreValkeyUserSet);
             }
             NumberAction::Adopt(number) => {
                 store.adopt_valkey_number(*number).await?;
+                crash::point(Point::OrphanNumberAdopted);
                 self.ctx.databases.ring();
             }
             NumberAction::GiveBack(number) => {
                 valkey.remove(*number).await?;
+                crash::point(Point::NumberFlushed);
                 store.free_valkey_number(*number).await?;
                 info!("Emptied and freed Valkey database {number}");
             }
@@ -131,18 +142,22 @@ impl DatabaseKeeper {
             DatabaseAction::Ensure(name, (project, branch)) => {
                 let password = databases::password(&self.ctx.key, ServerKind::Postgres, project, branch);
                 postgres.ensure(name, &password).await?;
+                crash::point(Point::RestoreDatabaseSet);
             }
             DatabaseAction::Adopt(name) => {
                 store.adopt_postgres_database(name).await?;
+                crash::point(Point::OrphanDatabaseAdopted);
                 self.ctx.databases.ring();
             }
             DatabaseAction::Rename(name) => {
                 postgres.rename(name).await?;
+                crash::point(Point::DatabaseRenamed);
                 store.note_renamed_database(name).await?;
                 info!("Renamed PostgreSQL database `{name}` to `{}`; it is dropped in 7 days", name.renamed());
             }
             DatabaseAction::Drop(name) => {
                 postgres.drop(name).await?;
+                crash::point(Point::RoleDropped);
                 store.forget_postgres_database(name).await?;
                 info!("Dropped PostgreSQL database `{}`", name.renamed());
             }

@@ -344,6 +344,7 @@ fn seen(machine: &Snapshot) -> Machine {
         data_dirs: machine.data_dirs.iter().map(|(p, slug, service)| format!("{p}/{slug}/{service}")).collect(),
         work_dirs: words(&machine.work_dirs),
         log_dirs: words(&machine.log_dirs),
+        databases: None,
     }
 }
 

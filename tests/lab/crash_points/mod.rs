@@ -4,10 +4,13 @@
 //! A point that its scenario does not come to fails the test. One machine and one store serve all rounds; the program
 //! is one built with the feature `crash-points`.
 
+mod forge;
 mod orphans;
 mod rounds;
 mod stage;
+mod time;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use kennel::crash::Point;
@@ -29,22 +32,28 @@ async fn killed_at_every_point_twice_kennel_converges() {
     stage.strike().await;
 }
 
-/// Every round, those that need previews after those that make them. `only` names points, or how their names begin.
+/// Every round: a removal needs previews, which a deploy leaves, and those that make databases need that there are
+/// none. `only` names points, or how their names begin.
 fn order(only: Option<&str>) -> Vec<Round> {
     let wanted = |point: &Point| only.is_none_or(|only| only.split(',').any(|name| point.name().starts_with(name)));
-    let rounds = Point::ALL.iter().copied().filter(wanted).flat_map(|point| [1, 2].map(|hit| Round { point, hit }));
-    let (removals, others): (Vec<_>, Vec<_>) = rounds.partition(|round| scenario(round.point) == Scenario::Remove);
-    let (deploys, others): (Vec<_>, Vec<_>) =
-        others.into_iter().partition(|round| scenario(round.point) == Scenario::Deploy);
-    // A removal needs previews, which a deploy leaves.
-    let between = (deploys.len() / removals.len().max(1)).max(1);
-    let mut removals = removals.into_iter();
-    let mut order = Vec::new();
-    for (n, deploy) in deploys.into_iter().enumerate() {
-        order.push(deploy);
-        if n % between == between - 1 {
-            order.extend(removals.next());
-        }
+    let all = Point::ALL.iter().copied().filter(wanted).flat_map(|point| [1, 2].map(|hit| Round { point, hit }));
+    let mut rounds: BTreeMap<_, VecDeque<_>> = BTreeMap::new();
+    for round in all {
+        let kind = match scenario(round.point) {
+            kind @ (Scenario::Deploy | Scenario::Create | Scenario::Remove) => Some(kind),
+            _ => None,
+        };
+        rounds.entry(kind).or_default().push_back(round);
     }
-    order.into_iter().chain(removals).chain(others).collect()
+    let mut take = |kind: Option<Scenario>| rounds.remove(&kind).unwrap_or_default();
+    let (mut deploys, mut creates) = (take(Some(Scenario::Deploy)), take(Some(Scenario::Create)));
+    let (removals, others) = (take(Some(Scenario::Remove)), take(None));
+    let between = deploys.len().div_ceil(removals.len().max(1));
+    let mut order = Vec::new();
+    for removal in removals {
+        order.extend(deploys.drain(..between.min(deploys.len())));
+        order.push(removal);
+        order.extend(creates.pop_front());
+    }
+    order.into_iter().chain(deploys).chain(creates).chain(others).collect()
 }

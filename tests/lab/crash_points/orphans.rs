@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::harness::databases::{Postgres, Valkey};
 use crate::harness::machine;
 
 const STATE: &str = "/var/lib/kennel";
@@ -24,5 +26,23 @@ pub(super) async fn put(store_path: &str) {
         fs::create_dir_all(Path::new(STATE).join("sites/ghost/main")).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("sites/ghost/main/w{n}"))).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("gcroots/900{n}-ghost"))).unwrap();
+        // Since 1970: that is long enough.
+        fs::create_dir_all(Path::new(STATE).join(format!("trash/100{n}-ghost.main.x/inside"))).unwrap();
+    }
+}
+
+/// Puts them on the servers: users with full numbers, a role without a database and one with.
+pub(super) async fn put_databases(valkey: &Valkey, postgres: &Postgres) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis();
+    for (n, number) in [(0, 30), (1, 31)] {
+        let user = format!("kennel-{number}");
+        valkey.ask::<()>(&["ACL", "SETUSER", &user, "on", ">x", "~*", "+@all"]).await;
+        valkey.fill(number).await;
+        // A name of its own each time: it stays in a row for 7 days.
+        let role = format!("kennel_ghost_main_{:012x}", now + n);
+        postgres.run(&format!("create role {role} login; grant {role} to kennel with admin option")).await;
+        if n == 1 {
+            postgres.run(&format!("create database {role} owner {role}")).await;
+        }
     }
 }

@@ -11,16 +11,18 @@ pub(super) struct Round {
 }
 
 /// What happens on the stage while kennel is to die.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scenario {
-    /// New versions of two services and a site of a branch are pushed, and a pull request of a site is opened or
-    /// changed.
+    /// New versions of a service and a site of a branch are pushed, and a pull request of the same is opened or
+    /// changed. Each service has databases.
     Deploy,
+    /// The same, where nothing of it is there.
+    Create,
     /// The same, replacing versions that are live.
     Redeploy,
     /// That branch is deleted and that pull request closed.
     Remove,
-    /// A push whose services end at once.
+    /// Pushes whose services end at once.
     Sick,
     /// A push that changes nothing.
     Same,
@@ -36,6 +38,16 @@ pub(super) enum Scenario {
     Loss,
     /// Things lie about that bear kennel's names and belong to nothing.
     Orphans,
+    /// So do users, roles and databases on the servers.
+    OrphanDatabases,
+    /// The databases of branches that ended are 7 days old.
+    Drop,
+    /// Nobody has asked for that branch and that pull request for 7 days.
+    Expire,
+    /// Most of what there was ended 30 days ago. The second hit is that of the start after.
+    Sweep,
+    /// The daemon's file no longer names a project, and is read again.
+    Reload,
     /// kennel starts. It comes to each point once: the second hit is that of the start after.
     Start,
     /// kennel is stopped in order; likewise.
@@ -78,6 +90,11 @@ pub(super) fn scenario(point: Point) -> Scenario {
         | Point::LinkDrafted
         | Point::LinkMade
         | Point::LiveRecorded => Scenario::Deploy,
+        Point::NumberAllocated
+        | Point::ValkeyUserSet
+        | Point::DatabaseNoted
+        | Point::RoleMade
+        | Point::DatabaseMade => Scenario::Create,
         Point::DrainBegun
         | Point::DrainEnded
         | Point::UnitStopping
@@ -93,6 +110,10 @@ pub(super) fn scenario(point: Point) -> Scenario {
         | Point::DataRemoved
         | Point::LinkRemoved
         | Point::TeardownFinished
+        | Point::ValkeyUserRemoved
+        | Point::NumberFlushed
+        | Point::RoleLocked
+        | Point::DatabaseRenamed
         | Point::RootRemoved
         | Point::RootForgotten => Scenario::Remove,
         Point::DeploymentTurnedBack => Scenario::Sick,
@@ -105,12 +126,20 @@ pub(super) fn scenario(point: Point) -> Scenario {
         | Point::RestoreUnitWritten
         | Point::RestoreStarted
         | Point::RestoreLinkMade
-        | Point::RestoreRootMade => Scenario::Loss,
+        | Point::RestoreRootMade
+        | Point::RestoreValkeyUserSet
+        | Point::RestoreDatabaseSet => Scenario::Loss,
         Point::OrphanUnitStopped
         | Point::OrphanUnitRemoved
         | Point::OrphanLinkRemoved
         | Point::OrphanDataRemoved
         | Point::OrphanWorkDirRemoved
-        | Point::OrphanLogDirRemoved => Scenario::Orphans,
+        | Point::OrphanLogDirRemoved
+        | Point::TrashEmptied => Scenario::Orphans,
+        Point::OrphanNumberAdopted | Point::OrphanDatabaseAdopted => Scenario::OrphanDatabases,
+        Point::DatabaseDropped | Point::RoleDropped => Scenario::Drop,
+        Point::ExpiryRecorded => Scenario::Expire,
+        Point::SweepUncommitted | Point::SweepStored => Scenario::Sweep,
+        Point::ReloadNoted | Point::ReloadDone => Scenario::Reload,
     }
 }

@@ -5,15 +5,15 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use http::Method;
 use kennel::crash::Point;
-use serde_json::Value;
 
-use super::orphans;
 use super::rounds::{Scenario, scenario};
+use super::{orphans, time};
+use crate::harness::databases::{Postgres, Valkey, command, valkey_as, variable};
 use crate::harness::invariants::{AtRest, at_rest};
-use crate::harness::{App, Delivery, Gate, Lab, LabConfig, ProjectSpec, Service, api, delivery, machine, until};
-use crate::invariants::Acknowledged;
+use crate::harness::leftovers::rows;
+use crate::harness::{App, Delivery, Gate, Lab, LabConfig, ProjectSpec, Service, machine, until};
+use crate::invariants::{Acknowledged, Live};
 
 /// Where `tests/lab/lab` puts the program with the points.
 const PROGRAM: &str = "/lab/kennel-crash";
@@ -21,39 +21,54 @@ const DROP_IN: &str = "/run/systemd/system/kennel.service.d";
 /// Read at each start of kennel; empty but for the start that is to end at a point.
 const ARMED: &str = "/run/kennel-crash.env";
 /// How long it may take to come to a point.
-const REACH_MAX: Duration = Duration::from_secs(20);
+const REACH_MAX: Duration = Duration::from_secs(60);
+
+/// Databases that wait for their end.
+const RENAMED: &str = "select name from postgres_databases where state = 'renamed'";
 
 /// The branch that is deployed and removed.
-const BRANCH: &str = "topic";
-const PULL: u64 = 7;
+pub(super) const BRANCH: &str = "topic";
+pub(super) const PULL: u64 = 7;
+/// The project that the daemon's file ceases to name.
+const GUEST: &str = "guest";
+const PROJECTS: [&str; 2] = ["hello", "shop"];
 
 pub(super) struct Stage {
-    lab: Lab,
+    pub(super) lab: Lab,
+    valkey: Valkey,
+    postgres: Postgres,
     /// Counts versions, so that each is another.
-    version: u32,
-    acknowledged: Vec<Acknowledged>,
+    pub(super) version: u32,
+    pub(super) acknowledged: Vec<Acknowledged>,
     /// Sent, and not answered.
-    unanswered: Vec<Delivery>,
+    pub(super) unanswered: Vec<Delivery>,
     /// What should be live: each hostname's commit.
-    wanted: BTreeMap<String, String>,
-    rest: AtRest,
+    pub(super) wanted: BTreeMap<String, String>,
+    pub(super) rest: AtRest,
 }
 
 impl Stage {
     /// One service and one site that nothing ever touches.
     pub(super) async fn set() -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing: `tests/lab/lab test crash_points` brings it");
-        let lab = Lab::prepare(LabConfig::of(["hello", "shop"].map(ProjectSpec::new))).await;
+        let (valkey, postgres) = (Valkey::start(32).await, Postgres::start().await);
+        let projects = PROJECTS.into_iter().chain([GUEST]).map(ProjectSpec::new);
+        let config = LabConfig::of(projects).section(&valkey.section()).section(&postgres.section());
+        let lab = Lab::prepare(config.head("prune_projects = true")).await;
         fs::create_dir_all(DROP_IN).unwrap();
-        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nRestart=no\nEnvironmentFile=-{ARMED}\n");
+        // Without `ExecReload=`: systemd 257 does not notice the end of a daemon that reloads while that command runs,
+        // but waits out `TimeoutStartSec=`.
+        let text = format!(
+            "[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nExecReload=\nRestart=no\nEnvironmentFile=-{ARMED}\n"
+        );
         fs::write(Path::new(DROP_IN).join("crash.conf"), text).unwrap();
         let _ = fs::remove_file(ARMED);
         machine::ok("systemctl", &["daemon-reload"]).await;
         machine::ok("systemctl", &["start", "kennel.service"]).await;
         let rest = AtRest::default();
         let (acknowledged, unanswered, wanted) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut stage = Self { lab, version: 0, acknowledged, unanswered, wanted, rest };
-        let steady = App::default().with(Service::small("api", "steady")).site("web", "steady");
+        let mut stage = Self { lab, valkey, postgres, version: 0, acknowledged, unanswered, wanted, rest };
+        let steady = App::default().with(Service::small("api", "steady").with_databases()).site("web", "steady");
         stage.push("hello", "main", &steady, &["api", "web"]).await;
         stage.rest().await;
         stage
@@ -89,12 +104,52 @@ impl Stage {
     async fn prepare(&mut self, scenario: Scenario) {
         let up = self.wanted.contains_key(&host("a"));
         match scenario {
-            Scenario::Redeploy | Scenario::Remove | Scenario::Sick | Scenario::Same | Scenario::Loss if !up => {
-                self.deploy().await;
-                self.rest().await;
+            Scenario::Redeploy
+            | Scenario::Remove
+            | Scenario::Sick
+            | Scenario::Same
+            | Scenario::Loss
+            | Scenario::Expire
+                if !up =>
+            {
+                self.deploy_and_rest().await;
             }
+            Scenario::Create if up => self.remove_and_rest().await,
+            // Builds of branches that are there are kept.
+            Scenario::Sweep => {
+                self.deploy_and_rest().await;
+                self.remove_and_rest().await;
+            }
+            Scenario::Drop => {
+                while rows(RENAMED).await.len() < 2 {
+                    self.deploy_and_rest().await;
+                    self.remove_and_rest().await;
+                }
+            }
+            Scenario::Reload => self.lab.configure_only(&[&PROJECTS[..], &[GUEST]].concat()),
             _ => {}
         }
+        if scenario == Scenario::Remove {
+            let previews = self.services().filter(|live| is_preview(&live.host));
+            for url in previews.filter_map(|live| variable(&live.unit, "VALKEY_URL")) {
+                set_a_key(&url).await;
+            }
+        }
+    }
+
+    async fn deploy_and_rest(&mut self) {
+        self.deploy().await;
+        self.rest().await;
+    }
+
+    async fn remove_and_rest(&mut self) {
+        self.remove().await;
+        self.rest().await;
+    }
+
+    /// The live services.
+    fn services(&self) -> impl Iterator<Item = &Live> {
+        self.rest.rows.live.iter().filter(|live| live.kind == "service")
     }
 
     /// Plays a scenario until kennel has killed itself at the point.
@@ -113,6 +168,13 @@ impl Stage {
             }
             Scenario::Loss => self.lose().await,
             Scenario::Orphans => orphans::put(&self.rest.rows.live[0].store_path).await,
+            Scenario::OrphanDatabases => orphans::put_databases(&self.valkey, &self.postgres).await,
+            // Those that are left behind do not pile up.
+            Scenario::Drop | Scenario::Remove => time::age_renamed().await,
+            Scenario::Expire => {
+                time::age_uses().await;
+                self.wanted.retain(|host, _| !is_preview(host));
+            }
             _ => {}
         }
         let mut gates = Vec::new();
@@ -122,8 +184,13 @@ impl Stage {
             self.deploy_behind(&gates).await;
             self.dead(Point::BuildStarted, 2).await;
         }
-        if scenario == Scenario::Start || scenario == Scenario::Stop {
-            for _ in 0..hit {
+        if matches!(scenario, Scenario::Start | Scenario::Stop | Scenario::Sweep) {
+            for n in 0..hit {
+                if scenario == Scenario::Sweep {
+                    let gone = time::age_all_but(hit - 1 - n).await;
+                    // Of these nothing need be there any more.
+                    self.acknowledged.retain(|told| told.build.is_some_and(|build| build > gone));
+                }
                 self.arm(point, 1).await;
                 if scenario == Scenario::Stop {
                     machine::ok("systemctl", &["stop", "--no-block", "kennel.service"]).await;
@@ -134,21 +201,50 @@ impl Stage {
         }
         self.arm(point, hit).await;
         match scenario {
-            Scenario::Deploy | Scenario::Redeploy => self.deploy().await,
+            Scenario::Deploy | Scenario::Create | Scenario::Redeploy => self.deploy().await,
             Scenario::Remove => self.remove().await,
             Scenario::Sick => self.push_sick().await,
             Scenario::Same => self.push_same().await,
             Scenario::Domains => self.push_domains().await,
             Scenario::Cancel => gates = self.cancel().await,
-            Scenario::Requeue | Scenario::Adopt | Scenario::Loss | Scenario::Orphans => {}
-            Scenario::Start | Scenario::Stop => unreachable!("played above"),
+            Scenario::Reload => self.forget_guest(hit).await,
+            Scenario::Requeue
+            | Scenario::Adopt
+            | Scenario::Loss
+            | Scenario::Orphans
+            | Scenario::OrphanDatabases
+            | Scenario::Drop
+            | Scenario::Expire => {}
+            Scenario::Start | Scenario::Stop | Scenario::Sweep => unreachable!("played above"),
         }
         self.dead(point, hit).await;
         gates
     }
 
-    /// Takes away what kennel has on the machine for the previews, processes included.
+    /// A project that is live goes from the file; the file is read `hit` times, the last time without it.
+    async fn forget_guest(&mut self, hit: u32) {
+        self.version += 1;
+        let app = App::default().site("g", &self.version.to_string());
+        self.push(GUEST, "main", &app, &["g"]).await;
+        self.rest().await;
+        for _ in 1..hit {
+            machine::ok("systemctl", &["reload", "kennel.service"]).await;
+        }
+        self.lab.configure_only(&PROJECTS);
+        self.wanted.remove(&format!("g-main.{GUEST}.lab.test"));
+        // It dies of it.
+        let _ = machine::run("systemctl", &["reload", "kennel.service"]).await;
+    }
+
+    /// Takes away what kennel has on the machine for the previews, processes included, and every user and role.
     async fn lose(&self) {
+        self.valkey.kill9().await;
+        for url in self.services().filter_map(|live| variable(&live.unit, "DATABASE_URL")) {
+            let name = url.rsplit_once('/').expect("the URL ends in a name").1;
+            self.postgres
+                .run(&format!("alter role {name} nologin; alter database {name} allow_connections false"))
+                .await;
+        }
         let lost = |dir: &str, name: &str| fs::remove_file(Path::new(dir).join(name)).unwrap();
         for live in self.rest.rows.live.iter().filter(|live| is_preview(&live.host)) {
             if live.kind == "service" {
@@ -211,154 +307,11 @@ impl Stage {
     }
 
     /// Waits until all is well, and remembers how it was.
-    async fn rest(&mut self) {
+    pub(super) async fn rest(&mut self) {
         self.rest = at_rest(&self.acknowledged, &self.wanted).await;
-    }
-
-    // What the forge says.
-
-    /// Tells kennel, and notes what it answers. One that is not answered is sent again by [`Self::answer_all`].
-    async fn tell(&mut self, delivery: Delivery) {
-        match api::try_deliver(&delivery).await {
-            Ok(answer) => self.note(&delivery, &answer),
-            Err(_) => self.unanswered.push(delivery),
-        }
-    }
-
-    fn note(&mut self, delivery: &Delivery, answer: &crate::harness::http::Answer) {
-        assert!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
-        let build = answer.json::<Value>()["build"].as_i64();
-        let (project, delivery) = (delivery.project.clone(), delivery.id.clone());
-        self.acknowledged.push(Acknowledged { project, delivery, build });
-    }
-
-    /// Sends what was not answered once more, as whoever looks at a forge's list of failed deliveries does.
-    async fn answer_all(&mut self) {
-        for delivery in std::mem::take(&mut self.unanswered) {
-            let answer = api::deliver(&delivery).await;
-            self.note(&delivery, &answer);
-        }
-    }
-
-    async fn push(&mut self, project: &str, branch: &str, app: &App, lives: &[&str]) {
-        let commit = self.lab.repo(project).commit(branch, &app.files(), "Change something");
-        let delivery = self.lab.push_delivery(project, branch, &commit);
-        for name in lives {
-            self.wanted.insert(format!("{name}-{branch}.{project}.lab.test"), commit.clone());
-        }
-        self.tell(delivery).await;
-    }
-
-    /// The next version of the branch, and of the pull request.
-    async fn deploy(&mut self) {
-        self.deploy_behind(&[]).await;
-    }
-
-    /// The same, the build of each waiting at a gate, if there is one for it.
-    async fn deploy_behind(&mut self, gates: &[Gate]) {
-        self.version += 1;
-        let version = self.version.to_string();
-        let app = App::default().with(behind(Service::small("a", &version), gates.first()));
-        let app = app.with(Service::small("b", &version)).site("w", &version);
-        self.push("hello", BRANCH, &app, &["a", "b", "w"]).await;
-        let app = App::default().site("v", &version).site_gate(gates.get(1));
-        let commit = self.lab.repo("hello").commit("main", &app.files(), "Improve things");
-        self.wanted.insert(format!("v-pr-{PULL}.hello.lab.test"), commit.clone());
-        self.lab.repo("hello").pull_request(PULL, &commit);
-        self.pull("synchronized", &commit).await;
-    }
-
-    async fn pull(&mut self, action: &str, commit: &str) {
-        let payload = delivery::pull_request("hello", action, PULL, commit, false);
-        let delivery = self.lab.delivery("hello", "pull_request", &payload);
-        self.tell(delivery).await;
-    }
-
-    async fn remove(&mut self) {
-        self.wanted.retain(|host, _| !is_preview(host));
-        self.lab.repo("hello").delete(BRANCH);
-        let delivery = self.lab.delivery("hello", "delete", &delivery::delete("hello", BRANCH));
-        self.tell(delivery).await;
-        self.pull("closed", &"0".repeat(40)).await;
-    }
-
-    /// Teardown twice is teardown once: asked for again, it changes nothing.
-    async fn remove_again(&mut self) {
-        let before = self.rest.clone();
-        let again = self.lab.delivery("hello", "delete", &delivery::delete("hello", BRANCH));
-        api::deliver(&again).await.expect(200);
-        let payload = delivery::pull_request("hello", "closed", PULL, &"0".repeat(40), false);
-        api::deliver(&self.lab.delivery("hello", "pull_request", &payload)).await.expect(200);
-        let ended = api::deployments().await.into_iter().find(|deployment| deployment.branch == BRANCH);
-        let ended = ended.expect("the branch had deployments").id;
-        api::ask(Method::POST, &format!("/deployments/{ended}/teardown")).await.expect(409);
-        self.rest().await;
-        assert_eq!(self.rest.machine, before.machine);
-        assert_eq!(self.rest.commits(), before.commits());
-        self.rest.expect_same_processes(&before);
-    }
-
-    /// Neither service stays up, so what is live stays; the site goes live.
-    async fn push_sick(&mut self) {
-        self.version += 1;
-        let version = self.version.to_string();
-        let sick = |name| Service::small(name, &version).mode("exit");
-        let app = App::default().with(sick("a")).with(sick("b")).site("w", &version);
-        self.push("hello", BRANCH, &app, &["w"]).await;
-    }
-
-    /// Another commit of the same content: what is live stays.
-    async fn push_same(&mut self) {
-        let commit = self.lab.repo("hello").commit_nothing(BRANCH);
-        let delivery = self.lab.push_delivery("hello", BRANCH, &commit);
-        self.tell(delivery).await;
-    }
-
-    async fn push_domains(&mut self) {
-        self.version += 1;
-        let n = self.version;
-        let service = |name: &str| {
-            let domain = format!("custom_domain = \"{name}-{n}.example.org\"");
-            Service::small(name, &n.to_string()).settings(&["drain_secs = 0", &domain])
-        };
-        let app = App::default().with(service("d")).with(service("e"));
-        self.push("shop", "main", &app, &["d", "e"]).await;
-    }
-
-    /// Two builds that would never end, cancelled by the operator.
-    async fn cancel(&mut self) -> Vec<Gate> {
-        let gates = [self.lab.gate(), self.lab.gate()].to_vec();
-        for (branch, gate) in ["slow-1", "slow-2"].into_iter().zip(&gates) {
-            self.push("hello", branch, &App::default().with(Service::small("a", "slow").behind(gate)), &[]).await;
-            gate.reached().await;
-        }
-        self.cancel_running().await;
-        gates
-    }
-
-    async fn cancel_running(&self) {
-        let Ok(builds) = api::try_ask(Method::GET, "/builds").await else { return };
-        let builds: Vec<api::Build> = builds.json();
-        for build in builds.into_iter().filter(|build| !build.has_ended()) {
-            let _ = api::try_ask(Method::POST, &format!("/builds/{}/cancel", build.id)).await;
-        }
-    }
-
-    /// Asks again for what was perhaps not heard, and gives the branches up.
-    async fn cancel_all(&mut self) {
-        self.cancel_running().await;
-        for branch in ["slow-1", "slow-2"] {
-            self.lab.repo("hello").delete(branch);
-            let delivery = self.lab.delivery("hello", "delete", &delivery::delete("hello", branch));
-            self.tell(delivery).await;
-        }
-    }
-}
-
-fn behind(service: Service, gate: Option<&Gate>) -> Service {
-    match gate {
-        Some(gate) => service.behind(gate),
-        None => service,
+        assert!(self.rest.machine.databases.is_some(), "the database servers were looked at");
+        // Whoever wrote into a number is gone by now.
+        assert_eq!(self.valkey.keyspace().await, [""; 0]);
     }
 }
 
@@ -366,6 +319,13 @@ fn host(name: &str) -> String {
     format!("{name}-{BRANCH}.hello.lab.test")
 }
 
-fn is_preview(host: &str) -> bool {
+/// Does in a number what the service of a preview does.
+async fn set_a_key(url: &str) {
+    let mut valkey = valkey_as(url).await.expect("the branch may use its number");
+    let set = command(&["SET", "dog", "rex"]).query_async(&mut valkey).await;
+    let () = set.expect("the branch may write into its number");
+}
+
+pub(super) fn is_preview(host: &str) -> bool {
     host.ends_with(&format!("-{BRANCH}.hello.lab.test")) || host.contains(&format!("-pr-{PULL}."))
 }

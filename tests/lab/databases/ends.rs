@@ -1,23 +1,19 @@
 //! The end of a branch, and what has no branch.
 
-use std::path::Path;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Executor as _};
 
 use super::{Databases, app, lab_with_servers, service_asks};
-use crate::harness::leftovers::rows;
+use crate::harness::leftovers::{change_rows, rows};
 use crate::harness::until;
 
 /// How long kennel may take to give databases back.
-const GIVE_BACK_MAX: Duration = Duration::from_secs(15);
+const GIVE_BACK_MAX: Duration = Duration::from_secs(20);
 
-/// Changes kennel's rows behind its back, as the passing of time does.
-async fn change_rows(statement: &'static str) {
-    let options = SqliteConnectOptions::new().filename(Path::new("/var/lib/kennel/kennel.db"));
-    let mut rows = SqliteConnection::connect_with(&options.busy_timeout(Duration::from_secs(5))).await.unwrap();
-    assert_eq!(rows.execute(statement).await.unwrap().rows_affected(), 1, "{statement}");
+/// Changes one of kennel's rows behind its back.
+async fn change_row(statement: &str) {
+    assert_eq!(change_rows(statement).await, 1, "{statement}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,8 +49,8 @@ async fn what_a_branch_leaves_is_emptied_and_kept_for_7_days_and_it_comes_back_t
     assert_eq!(service_asks(&lab, &keeper, "GET,cat").await, "tom");
 
     // The end came twice: kennel died before it had noted the first.
-    change_rows("update postgres_databases set state = 'ended' where state = 'renamed'").await;
-    change_rows("update postgres_databases set ended_at = ended_at - 6 * 86400000 where state = 'ended'").await;
+    change_row("update postgres_databases set state = 'ended' where state = 'renamed'").await;
+    change_row("update postgres_databases set ended_at = ended_at - 6 * 86400000 where state = 'ended'").await;
     lab.restart().await;
     until("it is noted", GIVE_BACK_MAX, async || {
         (rows("select name from postgres_databases where state = 'renamed'").await == [name.as_str()]).then_some(())
@@ -65,7 +61,7 @@ async fn what_a_branch_leaves_is_emptied_and_kept_for_7_days_and_it_comes_back_t
     let kept = sqlx::postgres::PgConnection::connect(&kept).await;
     assert!(kept.is_err(), "not even by mistake does anybody enter it");
 
-    change_rows("update postgres_databases set ended_at = ended_at - 86400000 where state = 'renamed'").await;
+    change_row("update postgres_databases set ended_at = ended_at - 86400000 where state = 'renamed'").await;
     lab.restart().await;
     until("it is dropped for good", GIVE_BACK_MAX, async || {
         rows("select name from postgres_databases where state = 'renamed'").await.is_empty().then_some(())
@@ -88,11 +84,15 @@ async fn the_end_of_a_branch_waits_for_servers_that_are_away_and_holds_up_nobody
     lab.deploy_api("hello", "main", &crate::harness::App::api("one")).await;
     assert_eq!(rows("select name from postgres_databases where state = 'ended'").await, [name.as_str()]);
 
-    postgres.start_again().await;
     valkey.start_again().await;
-    until("its databases are given back", GIVE_BACK_MAX, async || {
-        let left = rows("select cast(number as text) from valkey_numbers").await;
-        (left.is_empty() && postgres.databases().await == [format!("{name}_trash")]).then_some(())
+    until("its number is given back", GIVE_BACK_MAX, async || {
+        rows("select cast(number as text) from valkey_numbers").await.is_empty().then_some(())
+    })
+    .await;
+    // Nothing tells kennel of this.
+    postgres.start_again().await;
+    until("its database is given back", GIVE_BACK_MAX, async || {
+        (postgres.databases().await == [format!("{name}_trash")]).then_some(())
     })
     .await;
     lab.finish().await;
@@ -107,9 +107,7 @@ async fn what_no_row_names_goes_and_what_is_not_kennels_stays() {
         valkey.ask::<()>(&["ACL", "SETUSER", user, "on", ">x", "~*", "+@all"]).await;
     }
     for number in [7, 8] {
-        let mut admin = valkey.admin().await;
-        let set = redis::pipe().cmd("SELECT").arg(number).cmd("SET").arg("a").arg("b").query_async(&mut admin).await;
-        let () = set.unwrap();
+        valkey.fill(number).await;
     }
     postgres.run("create role kennel_lost_main_0123456789ab; create role kennel_lost_role_0123456789ab").await;
     postgres

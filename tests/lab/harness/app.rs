@@ -189,6 +189,12 @@ impl Service {
         self
     }
 
+    /// It has preview databases.
+    pub(crate) fn with_databases(mut self) -> Self {
+        self.settings.push("preview_database = true".to_owned());
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self

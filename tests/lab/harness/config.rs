@@ -11,6 +11,8 @@ pub(crate) const BASE_DOMAIN: &str = "lab.test";
 /// The daemon's file, and the forge's repositories.
 #[derive(Debug, Clone)]
 pub(crate) struct LabConfig {
+    /// More lines before the first section.
+    pub(crate) head: String,
     pub(crate) builder: String,
     /// More sections.
     pub(crate) sections: String,
@@ -35,7 +37,18 @@ impl LabConfig {
     }
 
     pub(crate) fn of(projects: impl IntoIterator<Item = ProjectSpec>) -> Self {
-        Self { builder: String::new(), sections: String::new(), projects: projects.into_iter().collect() }
+        Self {
+            head: String::new(),
+            builder: String::new(),
+            sections: String::new(),
+            projects: projects.into_iter().collect(),
+        }
+    }
+
+    /// One more line before the first section.
+    pub(crate) fn head(mut self, line: &str) -> Self {
+        let _ = writeln!(self.head, "{line}");
+        self
     }
 
     /// One more line of `[builder]`.
@@ -80,11 +93,11 @@ impl ProjectSpec {
 /// The daemon's file.
 pub(crate) fn render(config: &LabConfig, dir: &Path, forge_url: impl Fn(&str) -> String) -> String {
     let mut text = format!(
-        "base_domain = \"{BASE_DOMAIN}\"\n\
+        "base_domain = \"{BASE_DOMAIN}\"\n{}\
          [api]\nlisten = \"127.0.0.1:3000\"\n\
          [router]\nhttp = \"127.0.0.1:8080\"\n\
          [builder]\n{}\n{}\n",
-        config.builder, config.sections
+        config.head, config.builder, config.sections
     );
     for project in &config.projects {
         let _ = write!(

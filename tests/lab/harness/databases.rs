@@ -1,13 +1,15 @@
 //! The operator's database servers: the machine's Valkey and PostgreSQL, each with an administrator for kennel.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
-use super::{machine, until, write_secret};
+use super::{CONFIG_DIR, machine, until, write_secret};
+use crate::invariants::Databases;
 
 /// Where the servers' files lie.
 const DIR: &str = "/srv/databases";
@@ -78,6 +80,26 @@ impl Valkey {
         users
     }
 
+    /// Dies without a word, and is started again.
+    pub(crate) async fn kill9(&self) {
+        let _ = machine::run("systemctl", &["kill", "--signal=KILL", VALKEY_UNIT]).await;
+        self.stop().await;
+        self.start_again().await;
+    }
+
+    /// What each number that is not empty holds, as `INFO` tells it.
+    pub(crate) async fn keyspace(&self) -> Vec<String> {
+        let info: String = self.ask(&["INFO", "keyspace"]).await;
+        info.lines().filter(|line| line.starts_with("db")).map(str::to_owned).collect()
+    }
+
+    /// Puts a key into a number, as the administrator.
+    pub(crate) async fn fill(&self, number: u16) {
+        let mut admin = self.admin().await;
+        let set = redis::pipe().cmd("SELECT").arg(number).cmd("SET").arg("a").arg("b").query_async(&mut admin).await;
+        let () = set.expect("the administrator may write");
+    }
+
     /// How many keys a number holds.
     pub(crate) async fn size(&self, number: u16) -> i64 {
         let mut admin = self.admin().await;
@@ -136,6 +158,19 @@ impl Postgres {
         machine::ok("systemctl", &["start", &self.unit]).await;
     }
 
+    pub(crate) async fn restart(&self) {
+        let _ = machine::run("systemctl", &["reset-failed", &self.unit]).await;
+        machine::ok("systemctl", &["restart", &self.unit]).await;
+    }
+
+    /// Dies without a word, and is started again.
+    pub(crate) async fn kill9(&self) {
+        let _ = machine::run("systemctl", &["kill", "--signal=KILL", &self.unit]).await;
+        let _ = machine::run("systemctl", &["stop", &self.unit]).await;
+        let _ = machine::run("systemctl", &["reset-failed", &self.unit]).await;
+        self.start_again().await;
+    }
+
     /// A connection as a superuser of the test's own.
     pub(crate) async fn admin(&self) -> PgConnection {
         PgConnection::connect(SUPERUSER).await.expect("PostgreSQL runs")
@@ -184,4 +219,64 @@ pub(crate) fn command(words: &[&str]) -> redis::Cmd {
         command.arg(word);
     });
     command
+}
+
+/// What the servers have of kennel's, if both are configured and answer.
+pub(super) async fn seen() -> Option<Databases> {
+    let config = fs::read_to_string(Path::new(CONFIG_DIR).join("config.toml")).ok()?;
+    if !config.contains("[valkey]") || !config.contains("[postgres]") {
+        return None;
+    }
+    let mut valkey = Valkey.try_admin().await.ok()?;
+    let users: Vec<String> = command(&["ACL", "USERS"]).query_async(&mut valkey).await.ok()?;
+    let mut postgres = PgConnection::connect(SUPERUSER).await.ok()?;
+    let query = "select rolname::text, rolcanlogin, true from pg_roles where rolname ~ '^kennel_.*_[0-9a-f]{12}$'
+                 union all select datname::text, false, false from pg_database
+                 where datname ~ '^kennel_.*_[0-9a-f]{12}(_trash)?$'";
+    let rows: Vec<(String, bool, bool)> = sqlx::query_as(query).fetch_all(&mut postgres).await.ok()?;
+    let names = |wanted: &dyn Fn(bool, bool) -> bool| {
+        let found = rows.iter().filter(|(_, open, role)| wanted(*open, *role));
+        found.map(|(name, ..)| name.clone()).collect()
+    };
+    Some(Databases {
+        valkey_users: users.into_iter().filter(|user| is_own(user)).collect(),
+        roles: names(&|_, is_role| is_role),
+        open_roles: names(&|is_open, is_role| is_role && is_open),
+        databases: names(&|_, is_role| !is_role),
+    })
+}
+
+/// Whether a user of Valkey's is one that kennel makes, and not one that is only called similarly.
+fn is_own(user: &str) -> bool {
+    let number = user.strip_prefix("kennel-").and_then(|number| number.parse::<u16>().ok());
+    number.is_some_and(|number| format!("kennel-{number}") == user)
+}
+
+/// Does with the databases of a running unit what its service would do; tells what does not work.
+pub(super) async fn try_out(unit: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(url) = variable(unit, "VALKEY_URL")
+        && let Err(err) = ping(&url).await
+    {
+        found.push(format!("`{unit}` cannot use its Valkey number: {err}"));
+    }
+    if let Some(url) = variable(unit, "DATABASE_URL")
+        && let Err(err) = PgConnection::connect(&url).await
+    {
+        found.push(format!("`{unit}` cannot use its PostgreSQL database: {err}"));
+    }
+    found
+}
+
+async fn ping(url: &str) -> redis::RedisResult<()> {
+    // A connection selects its number by itself, and so may.
+    command(&["PING"]).query_async(&mut valkey_as(url).await?).await
+}
+
+/// A variable of the environment file of a unit.
+pub(crate) fn variable(unit: &str, name: &str) -> Option<String> {
+    let file = unit.trim_start_matches("kennel-").replace(".service", ".env");
+    let text = fs::read_to_string(Path::new("/run/kennel/secrets").join(file)).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
 }

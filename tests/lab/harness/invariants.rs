@@ -10,7 +10,7 @@ use ::http::Method;
 
 use super::http::{request, send};
 use super::leftovers::{PRIVATE, RUN, STATE, UNITS};
-use super::{ROUTER, machine};
+use super::{ROUTER, databases, machine};
 use crate::invariants::{Acknowledged, Live, Machine, Rows, faults};
 
 /// How long kennel may take to come to rest: less than the 30 s after which it looks again unasked, so that nothing
@@ -76,17 +76,24 @@ async fn look(acknowledged: &[Acknowledged]) -> (AtRest, Vec<String>) {
         return (AtRest { rows, ..AtRest::default() }, found);
     }
     let (units, slices) = units().await;
-    let machine = observe(&units);
+    let machine = Machine { databases: databases::seen().await, ..observe(&units) };
     let mut found = faults(&rows, &machine, acknowledged);
     for live in &rows.live {
         found.extend(visit(live, &units).await);
     }
     found.extend(strays(&rows).await);
     found.extend(drafts().into_iter().map(|path| format!("{path} was never put in its place")));
+    found.extend(overdue().into_iter().map(|path| format!("{path} has lain in the trash for more than 7 days")));
     let services = rows.live.iter().filter(|live| live.kind == "service");
     let used: BTreeSet<_> = services.filter_map(|live| live.host.rsplit('.').nth(2)).map(slice_of).collect();
     let empty = slices.iter().filter(|&slice| slice != "kennel-_builds.slice" && !used.contains(slice));
     found.extend(empty.map(|slice| format!("nothing is in {slice}")));
+    // Last, as it is dearest.
+    if found.is_empty() {
+        for live in &rows.live {
+            found.extend(databases::try_out(&live.unit).await);
+        }
+    }
     let pids = units.into_iter().map(|(name, unit)| (name, unit.pid)).collect();
     (AtRest { rows, machine, pids }, found)
 }
@@ -146,6 +153,7 @@ fn observe(units: &BTreeMap<String, Unit>) -> Machine {
         data_dirs,
         work_dirs: names("work"),
         log_dirs: names("logs"),
+        databases: None,
     }
 }
 
@@ -217,4 +225,15 @@ fn drafts() -> Vec<String> {
     let names = dirs.into_iter().flat_map(|dir| machine::names(&dir).into_iter().map(move |name| (dir.clone(), name)));
     let drafts = names.filter(|(_, name)| name.starts_with('.') && name.ends_with(".new"));
     drafts.map(|(dir, name)| dir.join(name).display().to_string()).collect()
+}
+
+/// What lies in the trash since 1970; names there begin with the time in milliseconds.
+fn overdue() -> Vec<String> {
+    let dirs = [STATE, PRIVATE].map(|dir| Path::new(dir).join("trash"));
+    let names = dirs.iter().flat_map(|dir| machine::names(dir).into_iter().map(move |name| dir.join(name)));
+    let is_old = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
+        name.and_then(|(millis, _)| millis.parse().ok()).is_some_and(|millis: u64| millis < 1_000_000)
+    };
+    names.filter(is_old).map(|path| path.display().to_string()).collect()
 }

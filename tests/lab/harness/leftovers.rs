@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ::http::Method;
-use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::{Lab, api, delivery, machine};
 
@@ -151,6 +151,14 @@ pub(crate) async fn rows(query: &'static str) -> Vec<String> {
     let mut connection = SqliteConnection::connect_with(&options).await.expect("kennel has a database");
     let rows = sqlx::query_scalar::<_, String>(query).fetch_all(&mut connection).await;
     rows.unwrap_or_else(|err| panic!("{query}: {err}"))
+}
+
+/// Changes kennel's rows behind its back, as the passing of time does; tells how many.
+pub(crate) async fn change_rows(statement: &str) -> u64 {
+    let options = SqliteConnectOptions::new().filename(Path::new(STATE).join("kennel.db"));
+    let mut rows = SqliteConnection::connect_with(&options.busy_timeout(Duration::from_secs(5))).await.unwrap();
+    let done = rows.execute(sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))).await;
+    done.unwrap_or_else(|err| panic!("{statement}: {err}")).rows_affected()
 }
 
 /// Prints what can be seen of a machine on which a test has failed.

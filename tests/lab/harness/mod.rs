@@ -127,6 +127,12 @@ impl Lab {
         fs::write(dir.join("config.toml"), config::render(&self.config, dir, |name| self.forge.url(name))).unwrap();
     }
 
+    /// Has the daemon's file name these projects and no others; kennel is not told.
+    pub(crate) fn configure_only(&mut self, projects: &[&str]) {
+        self.config.projects = projects.iter().map(|name| ProjectSpec::new(name)).collect();
+        self.write_config();
+    }
+
     #[track_caller]
     pub(crate) fn project(&self, name: &str) -> &Project {
         self.projects.get(name).unwrap_or_else(|| panic!("this lab has no project `{name}`"))
