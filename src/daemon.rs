@@ -202,7 +202,8 @@ impl Running {
         let (router_addr, api_addr) = (public.local_addr()?, tcp.local_addr()?);
 
         let mut surfaces = JoinSet::new();
-        surfaces.spawn(router.run(vec![public], shutdown.clone()));
+        let listeners = router::Listeners { http: vec![public], https: Vec::new() };
+        surfaces.spawn(router.run(listeners, shutdown.clone()));
         surfaces.spawn({
             let (app, intake) = (app.clone(), intake.clone());
             async move {

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::headers::Origin;
+use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, Stage, dispatch};
 use crate::places::Place;
@@ -36,6 +37,8 @@ pub(super) struct Visitor {
     pub(super) origin: Origin,
     /// Which of the router's threads serves him.
     pub(super) lane: usize,
+    /// His connection's TLS, if he came by that.
+    pub(super) secured: Option<Secured>,
     /// His connection's task.
     pub(super) watch: Watch,
     /// Requests of his that have begun and whose answers are not over.
@@ -63,6 +66,7 @@ impl Visitor {
             peer,
             origin,
             lane,
+            secured: None,
             watch,
             turns: AtomicU32::new(0),
             since_ms: AtomicU64::new(Moment::now().as_ms()),
@@ -70,6 +74,11 @@ impl Visitor {
             stalled: AtomicBool::new(false),
             _places: places,
         }
+    }
+
+    /// The same, by TLS.
+    pub(super) fn secured(self, secured: Secured) -> Self {
+        Self { secured: Some(secured), ..self }
     }
 
     /// Since when the next request's head is waited for; `None` while an answer is on its way.

@@ -21,7 +21,7 @@ use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
 use super::upstream::Claim;
-use super::{FromOutside, Shared, Stage, headers, tunnel};
+use super::{FromOutside, Shared, Stage, headers, https, tunnel};
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
@@ -31,6 +31,8 @@ const CLAIMS: usize = 8;
 enum Begun {
     /// Nothing will answer it.
     Refused(Problem),
+    /// There is no need to ask anybody.
+    Answered(Box<Response<Body>>),
     /// It is for kennel itself.
     Control(Box<Parts>),
     /// It is for a site.
@@ -61,6 +63,7 @@ pub(super) fn answer(
         let host = host.as_deref();
         let answered = match begun {
             Begun::Refused(problem) => Err(problem),
+            Begun::Answered(response) => Ok(*response),
             Begun::Control(parts) => Box::pin(ask_control(&shared, &visitor, host, *parts, body)).await,
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
             Begun::Service(claim, exchange, on_upgrade) => {
@@ -68,6 +71,7 @@ pub(super) fn answer(
             }
         };
         let mut response = answered.unwrap_or_else(|problem| problem.page(host, json));
+        https::mark(&shared, &visitor, &mut response);
         if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -83,6 +87,9 @@ fn begin(
     mut parts: Parts,
     body: Incoming,
 ) -> (Begun, Option<Incoming>) {
+    if let Some(begun) = https::begin(shared, visitor, host, &parts) {
+        return (begun.map_or_else(Begun::Refused, |response| Begun::Answered(Box::new(response))), None);
+    }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
         return (Begun::Control(Box::new(parts)), Some(body));
     }
