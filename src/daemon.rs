@@ -169,7 +169,13 @@ impl Running {
         let defaults = router::RouterConfig::default();
         let workers = now.router.workers.unwrap_or(defaults.workers);
         let (router, handle) = Router::new(
-            router::RouterConfig { store_dir: parts.store_dir, control, workers, ..defaults },
+            router::RouterConfig {
+                store_dir: parts.store_dir,
+                control,
+                workers,
+                trusted: now.router.trusted_proxies.clone(),
+                ..defaults
+            },
             store.clone(),
         );
         let deployer = deployer::Context {

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::connection::{self, Visitor};
-use super::headers::Origin;
-use super::tls;
+use super::origin::Origin;
+use super::{origin, tls};
 use crate::places::Source;
 
 /// How long to wait for a descriptor or memory to become free.
@@ -106,7 +106,10 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(of_one) = self.shared.places_of_one.take(Source::of(Some(peer.ip()))) else { return };
+        // A proxy brings many visitors.
+        let proxy = origin::is_trusted(peer.ip(), &self.shared.trusted);
+        let source = if proxy { Source::Proxy } else { Source::of(Some(peer.ip())) };
+        let Some(of_one) = self.shared.places_of_one.take(source) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
             return;
@@ -116,7 +119,7 @@ impl Door<'_> {
         match self.scheme {
             Scheme::Http => {
                 let origin = Origin::new(peer.ip(), port, "http");
-                let visitor = Visitor::new(peer, origin, lane, watch, places);
+                let visitor = Visitor::new(peer, origin, proxy, lane, watch, places);
                 self.shared.tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
             }
             Scheme::Https => {
@@ -124,7 +127,7 @@ impl Door<'_> {
                     let greeted = tls::handshake(&shared, stream, &watch).await;
                     let Some((stream, secured)) = greeted else { return };
                     let origin = Origin::new(peer.ip(), port, "https");
-                    let visitor = Visitor::new(peer, origin, lane, watch, places).secured(secured);
+                    let visitor = Visitor::new(peer, origin, proxy, lane, watch, places).secured(secured);
                     connection::serve(shared, stream, Arc::new(visitor)).await;
                 });
             }

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::headers::Origin;
+use super::origin::Origin;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, Stage, dispatch};
@@ -35,6 +35,8 @@ pub(super) struct Visitor {
     pub(super) peer: SocketAddr,
     /// What services are told of him.
     pub(super) origin: Origin,
+    /// Whether the operator trusts what he says of others: he is a proxy.
+    pub(super) is_proxy: bool,
     /// Which of the router's threads serves him.
     pub(super) lane: usize,
     /// His connection's TLS, if he came by that.
@@ -58,6 +60,7 @@ impl Visitor {
     pub(super) fn new(
         peer: SocketAddr,
         origin: Origin,
+        is_proxy: bool,
         lane: usize,
         watch: Watch,
         places: (OwnedSemaphorePermit, Place),
@@ -65,6 +68,7 @@ impl Visitor {
         Self {
             peer,
             origin,
+            is_proxy,
             lane,
             secured: None,
             watch,

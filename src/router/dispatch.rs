@@ -1,6 +1,7 @@
 //! One request, from its visitor to whoever answers for its host: a service, a site, or kennel itself.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use tower::ServiceExt as _;
 use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
+use super::origin::Origin;
 use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
@@ -54,8 +56,9 @@ pub(super) fn answer(
     let (mut parts, body) = request.into_parts();
     let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
+    let named = visitor.is_proxy.then(|| visitor.origin.named(&parts.headers, &shared.trusted));
     let (begun, body) = match &host {
-        Ok(host) => begin(shared, visitor, host, parts, body),
+        Ok(host) => begin(shared, visitor, named.as_ref().unwrap_or(&visitor.origin), host, parts, body),
         Err(problem) => (Begun::Refused(problem.clone()), None),
     };
     let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
@@ -64,7 +67,10 @@ pub(super) fn answer(
         let answered = match begun {
             Begun::Refused(problem) => Err(problem),
             Begun::Answered(response) => Ok(*response),
-            Begun::Control(parts) => Box::pin(ask_control(&shared, &visitor, host, *parts, body)).await,
+            Begun::Control(parts) => {
+                let origin = named.as_ref().unwrap_or(&visitor.origin);
+                Box::pin(ask_control(&shared, visitor.peer, origin, host, *parts, body)).await
+            }
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
             Begun::Service(claim, exchange, on_upgrade) => {
                 ask_service(&shared, &visitor, host, claim, exchange, on_upgrade).await
@@ -83,11 +89,12 @@ pub(super) fn answer(
 fn begin(
     shared: &Shared,
     visitor: &Visitor,
+    origin: &Origin,
     host: &str,
     mut parts: Parts,
     body: Incoming,
 ) -> (Begun, Option<Incoming>) {
-    if let Some(begun) = https::begin(shared, visitor, host, &parts) {
+    if let Some(begun) = https::begin(shared, visitor, origin, host, &parts) {
         return (begun.map_or_else(Begun::Refused, |response| Begun::Answered(Box::new(response))), None);
     }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
@@ -100,7 +107,7 @@ fn begin(
         Entry::Site(site) => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
         Entry::Service(upstream) => {
             let claim = upstream.claim();
-            let exchange = Exchange::new(&parts, host, &visitor.origin, body);
+            let exchange = Exchange::new(&parts, host, origin, body);
             let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
             (Begun::Service(claim, exchange, on_upgrade), None)
         }
@@ -142,7 +149,8 @@ async fn ask_service(
 /// Has kennel itself answer, on the daemon's own threads: its work is not to hold up visitors of services.
 async fn ask_control(
     shared: &Arc<Shared>,
-    visitor: &Visitor,
+    peer: SocketAddr,
+    origin: &Origin,
     host: Option<&str>,
     mut parts: Parts,
     body: Option<Incoming>,
@@ -150,10 +158,11 @@ async fn ask_control(
     let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
         return Err(Problem::UnknownHost);
     };
-    headers::clean_request(&mut parts.headers, host, &visitor.origin);
-    parts.extensions.insert(FromOutside { peer: visitor.peer });
+    headers::clean_request(&mut parts.headers, host, origin);
     // What the visitor says of himself in headers counts for nothing.
-    parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
+    let peer = SocketAddr::new(origin.address(), peer.port());
+    parts.extensions.insert(FromOutside { peer });
+    parts.extensions.insert(axum::extract::ConnectInfo(peer));
     let body = axum::body::Body::new(RequestBody::new(body, shared.timeouts.idle));
     let answering = control.clone().oneshot(Request::from_parts(parts, body));
     let answered = match shared.home.get() {

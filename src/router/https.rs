@@ -12,6 +12,7 @@ use http::{Method, Response, StatusCode};
 use super::Shared;
 use super::body::Body;
 use super::connection::Visitor;
+use super::origin::Origin;
 use super::pages::Problem;
 use super::tls::Challenges;
 
@@ -19,6 +20,7 @@ use super::tls::Challenges;
 pub(super) fn begin(
     shared: &Shared,
     visitor: &Visitor,
+    origin: &Origin,
     host: &str,
     request: &Parts,
 ) -> Option<Result<Response<Body>, Problem>> {
@@ -29,7 +31,8 @@ pub(super) fn begin(
         let answer = shared.tls.challenges.answer_at(host, request.uri.path())?;
         return Some(Ok(challenge(answer)));
     }
-    let port = shared.https.redirect_to.filter(|_| shared.tls.covers(host))?;
+    // Who came to a proxy by TLS need not come again.
+    let port = shared.https.redirect_to.filter(|_| !origin.is_secure() && shared.tls.covers(host))?;
     Some(to_https(host, port, request))
 }
 

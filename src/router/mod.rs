@@ -14,6 +14,7 @@ mod dispatch;
 mod forward;
 mod headers;
 mod https;
+mod origin;
 mod pages;
 mod settings;
 mod site;
@@ -36,6 +37,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{Mutex, Semaphore};
@@ -120,6 +122,7 @@ struct Shared {
     control: Option<(HostName, axum::Router)>,
     timeouts: Timeouts,
     limits: Limits,
+    trusted: Vec<IpNet>,
     https: Https,
     tls: tls::Front,
     hosts_changed: Bell,
@@ -184,11 +187,12 @@ impl Router {
     }
 
     fn with_source(config: RouterConfig, source: Source) -> (Self, Handle) {
-        let RouterConfig { store_dir, control, https, hosts_changed, workers, timeouts, limits } = config;
+        let RouterConfig { store_dir, control, https, hosts_changed, trusted, workers, timeouts, limits } = config;
         let shared = Arc::new(Shared {
             source,
             store_dir,
             control,
+            trusted,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
             places_of_one: Places::new(limits.connections_of_one),

@@ -4,6 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::model::HostName;
 use crate::wake::Bell;
 
@@ -20,6 +22,8 @@ pub struct RouterConfig {
     pub hosts_changed: Bell,
     /// How many threads serve visitors, each with its own connections to services: as many as there are cores.
     pub workers: NonZeroUsize,
+    /// The proxies in front of kennel: what they say in `X-Forwarded-For`, `-Proto` and `-Port` counts.
+    pub trusted: Vec<IpNet>,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How much there may be.
@@ -31,6 +35,7 @@ impl Default for RouterConfig {
         Self {
             store_dir: PathBuf::from("/nix/store"),
             control: None,
+            trusted: Vec::new(),
             https: Https::default(),
             hosts_changed: Bell::default(),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),

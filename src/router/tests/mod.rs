@@ -3,6 +3,7 @@
 mod differential;
 mod exchanges;
 mod limits;
+mod proxies;
 mod reuse;
 mod sites;
 mod strictness;

@@ -16,8 +16,8 @@ const OTHER: &str = "api-main.shop.example.com";
 const ELSEWHERE: &str = "elsewhere.example";
 
 /// A router with both of its doors.
-struct Doors {
-    front: Front,
+pub(super) struct Doors {
+    pub(super) front: Front,
     secure: SocketAddr,
 }
 
@@ -35,7 +35,7 @@ impl Doors {
     }
 
     /// One with a service that echoes and a certificate for its host.
-    async fn echo(config: RouterConfig) -> (Self, Visit, Service) {
+    pub(super) async fn echo(config: RouterConfig) -> (Self, Visit, Service) {
         let service = Service::echo().await;
         let doors = Self::start(config, service.route(1)).await;
         let made = certificate(&[HOST]);
@@ -51,7 +51,7 @@ impl Doors {
 }
 
 /// A program that visits by TLS.
-struct Visit(ClientConfig);
+pub(super) struct Visit(ClientConfig);
 
 impl Visit {
     fn trusting(made: &[&Made]) -> Self {
