@@ -169,7 +169,13 @@ impl Running {
         let defaults = router::RouterConfig::default();
         let workers = now.router.workers.unwrap_or(defaults.workers);
         let (router, handle) = Router::new(
-            router::RouterConfig { store_dir: parts.store_dir, control, workers, ..defaults },
+            router::RouterConfig {
+                store_dir: parts.store_dir,
+                control,
+                workers,
+                trusted: now.router.trusted_proxies.clone(),
+                ..defaults
+            },
             store.clone(),
         );
         let deployer = deployer::Context {
@@ -202,7 +208,8 @@ impl Running {
         let (router_addr, api_addr) = (public.local_addr()?, tcp.local_addr()?);
 
         let mut surfaces = JoinSet::new();
-        surfaces.spawn(router.run(vec![public], shutdown.clone()));
+        let listeners = router::Listeners { http: vec![public], https: Vec::new() };
+        surfaces.spawn(router.run(listeners, shutdown.clone()));
         surfaces.spawn({
             let (app, intake) = (app.clone(), intake.clone());
             async move {

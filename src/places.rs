@@ -16,6 +16,8 @@ pub enum Source {
     V6(u64),
     /// A client of the Unix socket: root or an operator.
     Socket,
+    /// A proxy that the operator trusts.
+    Proxy,
 }
 
 impl Source {
@@ -36,6 +38,7 @@ impl fmt::Display for Source {
             Self::V4(ip) => write!(f, "{ip}"),
             Self::V6(net) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(*net) << 64)),
             Self::Socket => f.write_str("the Unix socket"),
+            Self::Proxy => f.write_str("a trusted proxy"),
         }
     }
 }
@@ -61,10 +64,10 @@ impl Places {
         Self { taken: Arc::default(), of_one_max }
     }
 
-    /// A place, unless the source has as many as it may. Clients of the Unix socket always get one.
+    /// A place, unless the source has as many as it may. Clients of the Unix socket and proxies always get one.
     #[must_use]
     pub fn take(&self, source: Source) -> Option<Place> {
-        if source != Source::Socket {
+        if !matches!(source, Source::Socket | Source::Proxy) {
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
             let of_one = taken.entry(source).or_default();
             if *of_one >= self.of_one_max {

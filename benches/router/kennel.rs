@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::Context as _;
-use kennel::router::{Limits, Router, RouterConfig, Timeouts};
+use kennel::router::{Limits, Listeners, Router, RouterConfig, Timeouts};
 use kennel::store::Store;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -120,7 +120,7 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
         let (router, handle) = Router::new(config, store);
         handle.reload().await.context("cannot build the table")?;
         let listener = tokio::net::TcpListener::bind(address).await?;
-        router.run(vec![listener], CancellationToken::new()).await;
+        router.run(Listeners { http: vec![listener], https: Vec::new() }, CancellationToken::new()).await;
         Ok(())
     })
 }

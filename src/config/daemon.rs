@@ -1,10 +1,12 @@
 //! The daemon's file, section by section; its projects are read by `served`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::served;
 use super::table::{Item, Table};
@@ -86,13 +88,14 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     let https = table.maybe("https", address);
     let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| NonZeroUsize::new(usize::try_from(n).ok()?));
     let workers = table.maybe("workers", count);
+    let trusted_proxies = table.or("trusted_proxies", Vec::new(), |item| item.each(network));
     if let (Some(http), Some(Some(https))) = (http, https)
         && http == https
         && http.port() != 0
     {
         table.fault("https", format!("is {https}, where `http` listens already"), None);
     }
-    Some(RouterConfig { http: http?, https: https?, workers: workers? })
+    Some(RouterConfig { http: http?, https: https?, workers: workers?, trusted_proxies: trusted_proxies? })
 }
 
 fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
@@ -156,6 +159,19 @@ fn address(item: Item<'_, '_>) -> Option<SocketAddr> {
         Err(_) => item.fault(
             format!("{} is not an address and port", quoted(text)),
             Some("write it like \"127.0.0.1:3000\", \"0.0.0.0:80\" or \"[::]:80\""),
+        ),
+    }
+}
+
+/// A network, or an address that stands for itself.
+fn network(item: Item<'_, '_>) -> Option<IpNet> {
+    let text = item.text()?;
+    let whole = || text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+    match text.parse().or_else(|_| whole()) {
+        Ok(network) => Some(network),
+        Err(_) => item.fault(
+            format!("{} is neither an address nor a network", quoted(text)),
+            Some("write it like \"127.0.0.1\", \"10.0.0.0/8\" or \"2001:db8::/32\""),
         ),
     }
 }

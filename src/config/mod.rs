@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 
 pub use fault::{Fault, Faults};
 pub use pattern::{BranchPattern, HostPattern};
@@ -94,6 +95,9 @@ pub struct RouterConfig {
     pub https: Option<SocketAddr>,
     /// How many threads serve visitors: 1 to 64. Default: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
+    /// The proxies in front of kennel, as addresses or networks such as `10.0.0.0/8`: what they say of visitors in
+    /// `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Port` counts. Default: none.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// `[builder]`.

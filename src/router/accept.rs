@@ -11,11 +11,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::connection::{self, Visitor};
-use super::headers::Origin;
+use super::origin::Origin;
+use super::{origin, tls};
 use crate::places::Source;
 
 /// How long to wait for a descriptor or memory to become free.
 const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// What is spoken on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// Plain HTTP.
+    Http,
+    /// HTTP within TLS.
+    Https,
+}
 
 /// Where connections come in.
 #[derive(Debug)]
@@ -23,6 +33,7 @@ struct Door<'a> {
     shared: &'a Arc<Shared>,
     lane: usize,
     port: u16,
+    scheme: Scheme,
 }
 
 /// Takes connections on `listener` until `shutdown`, and then those that the kernel has queued by then.
@@ -30,6 +41,7 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
     lane: usize,
     listener: std::net::TcpListener,
+    scheme: Scheme,
     shutdown: CancellationToken,
 ) {
     let listening = listener.local_addr().and_then(|address| Ok((address, TcpListener::from_std(listener)?)));
@@ -40,7 +52,7 @@ pub(super) async fn accept(
             return;
         }
     };
-    let door = Door { shared: &shared, lane, port: address.port() };
+    let door = Door { shared: &shared, lane, port: address.port(), scheme };
     let mut short = false;
     loop {
         let place = tokio::select! {
@@ -94,14 +106,31 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(of_one) = self.shared.places_of_one.take(Source::of(Some(peer.ip()))) else { return };
+        // A proxy brings many visitors.
+        let proxy = origin::is_trusted(peer.ip(), &self.shared.trusted);
+        let source = if proxy { Source::Proxy } else { Source::of(Some(peer.ip())) };
+        let Some(of_one) = self.shared.places_of_one.take(source) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
             return;
         }
         let watch = self.shared.workers[self.lane].watches.add();
-        let origin = Origin::new(peer.ip(), self.port, "http");
-        let visitor = Arc::new(Visitor::new(peer, origin, self.lane, watch, (place, of_one)));
-        self.shared.tasks.spawn(connection::serve(Arc::clone(self.shared), stream, visitor));
+        let (shared, port, lane, places) = (Arc::clone(self.shared), self.port, self.lane, (place, of_one));
+        match self.scheme {
+            Scheme::Http => {
+                let origin = Origin::new(peer.ip(), port, "http");
+                let visitor = Visitor::new(peer, origin, proxy, lane, watch, places);
+                self.shared.tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
+            }
+            Scheme::Https => {
+                self.shared.tasks.spawn(async move {
+                    let greeted = tls::handshake(&shared, stream, &watch).await;
+                    let Some((stream, secured)) = greeted else { return };
+                    let origin = Origin::new(peer.ip(), port, "https");
+                    let visitor = Visitor::new(peer, origin, proxy, lane, watch, places).secured(secured);
+                    connection::serve(shared, stream, Arc::new(visitor)).await;
+                });
+            }
+        }
     }
 }

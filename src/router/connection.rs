@@ -19,7 +19,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::headers::Origin;
+use super::origin::Origin;
+use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, Stage, dispatch};
 use crate::places::Place;
@@ -34,8 +35,12 @@ pub(super) struct Visitor {
     pub(super) peer: SocketAddr,
     /// What services are told of him.
     pub(super) origin: Origin,
+    /// Whether the operator trusts what he says of others: he is a proxy.
+    pub(super) is_proxy: bool,
     /// Which of the router's threads serves him.
     pub(super) lane: usize,
+    /// His connection's TLS, if he came by that.
+    pub(super) secured: Option<Secured>,
     /// His connection's task.
     pub(super) watch: Watch,
     /// Requests of his that have begun and whose answers are not over.
@@ -55,6 +60,7 @@ impl Visitor {
     pub(super) fn new(
         peer: SocketAddr,
         origin: Origin,
+        is_proxy: bool,
         lane: usize,
         watch: Watch,
         places: (OwnedSemaphorePermit, Place),
@@ -62,7 +68,9 @@ impl Visitor {
         Self {
             peer,
             origin,
+            is_proxy,
             lane,
+            secured: None,
             watch,
             turns: AtomicU32::new(0),
             since_ms: AtomicU64::new(Moment::now().as_ms()),
@@ -70,6 +78,11 @@ impl Visitor {
             stalled: AtomicBool::new(false),
             _places: places,
         }
+    }
+
+    /// The same, by TLS.
+    pub(super) fn secured(self, secured: Secured) -> Self {
+        Self { secured: Some(secured), ..self }
     }
 
     /// Since when the next request's head is waited for; `None` while an answer is on its way.

@@ -1,6 +1,7 @@
 //! One request, from its visitor to whoever answers for its host: a service, a site, or kennel itself.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -17,18 +18,19 @@ use tower::ServiceExt as _;
 use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
+use super::origin::Origin;
 use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
 use super::upstream::Claim;
-use super::{FromOutside, Shared, Stage, headers, tunnel};
+use super::{FromOutside, Shared, Stage, headers, https, tunnel};
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
 
 /// What has been made of a request's head.
 enum Begun {
-    /// It has its answer: a refusal, or a site's.
+    /// It has its answer: a refusal, a site's, or one for which nobody need be asked.
     Answered(Result<Response<Body>, Problem>),
     /// It is for kennel itself.
     Control(Box<Parts>),
@@ -51,8 +53,9 @@ pub(super) fn answer(
     let (mut parts, body) = request.into_parts();
     let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
+    let named = visitor.is_proxy.then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
     let (begun, body) = match &host {
-        Ok(host) => begin(shared, visitor, host, parts, body),
+        Ok(host) => begin(shared, visitor, named.as_deref().unwrap_or(&visitor.origin), host, parts, body),
         Err(problem) => (Begun::Answered(Err(problem.clone())), None),
     };
     let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
@@ -60,13 +63,17 @@ pub(super) fn answer(
         let host = host.as_deref();
         let answered = match begun {
             Begun::Answered(answered) => answered,
-            Begun::Control(parts) => Box::pin(ask_control(&shared, &visitor, host, *parts, body)).await,
+            Begun::Control(parts) => {
+                let origin = named.as_deref().unwrap_or(&visitor.origin);
+                Box::pin(ask_control(&shared, visitor.peer, origin, host, *parts, body)).await
+            }
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
             Begun::Service(claim, exchange, on_upgrade) => {
                 ask_service(&shared, &visitor, host, claim, exchange, on_upgrade).await
             }
         };
         let mut response = answered.unwrap_or_else(|problem| problem.page(host, json));
+        https::mark(&shared, &visitor, &mut response);
         if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -78,10 +85,14 @@ pub(super) fn answer(
 fn begin(
     shared: &Shared,
     visitor: &Visitor,
+    origin: &Origin,
     host: &str,
     mut parts: Parts,
     body: Incoming,
 ) -> (Begun, Option<Incoming>) {
+    if let Some(begun) = https::begin(shared, visitor, origin, host, &parts) {
+        return (Begun::Answered(begun), None);
+    }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
         return (Begun::Control(Box::new(parts)), Some(body));
     }
@@ -95,7 +106,7 @@ fn begin(
         },
         Entry::Service(upstream) => {
             let claim = upstream.claim();
-            let exchange = Exchange::new(&parts, host, &visitor.origin, body);
+            let exchange = Exchange::new(&parts, host, origin, body);
             let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
             (Begun::Service(claim, exchange, on_upgrade), None)
         }
@@ -137,7 +148,8 @@ async fn ask_service(
 /// Has kennel itself answer, on the daemon's own threads: its work is not to hold up visitors of services.
 async fn ask_control(
     shared: &Arc<Shared>,
-    visitor: &Visitor,
+    peer: SocketAddr,
+    origin: &Origin,
     host: Option<&str>,
     mut parts: Parts,
     body: Option<Incoming>,
@@ -145,10 +157,11 @@ async fn ask_control(
     let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
         return Err(Problem::UnknownHost);
     };
-    headers::clean_request(&mut parts.headers, host, &visitor.origin);
-    parts.extensions.insert(FromOutside { peer: visitor.peer });
+    headers::clean_request(&mut parts.headers, host, origin);
     // What the visitor says of himself in headers counts for nothing.
-    parts.extensions.insert(axum::extract::ConnectInfo(visitor.peer));
+    let peer = SocketAddr::new(origin.address(), peer.port());
+    parts.extensions.insert(FromOutside { peer });
+    parts.extensions.insert(axum::extract::ConnectInfo(peer));
     let body = axum::body::Body::new(RequestBody::new(body, shared.timeouts.idle));
     let answering = control.clone().oneshot(Request::from_parts(parts, body));
     let answered = match shared.home.get() {

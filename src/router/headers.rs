@@ -1,6 +1,6 @@
 //! What of a message's head is refused, removed, and added on its way through (RFC 9110, sections 7.2 and 7.6).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::str::FromStr as _;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
 use super::client::Framing;
+use super::origin::Origin;
 use super::pages::Problem;
 use crate::model::HostName;
 
@@ -101,41 +102,6 @@ pub(super) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
 /// Whether `protocol` is the WebSocket protocol (RFC 6455).
 pub(super) fn is_websocket(protocol: &HeaderValue) -> bool {
     protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
-}
-
-/// What kennel tells of a visitor, written once for all requests of his connection.
-#[derive(Debug)]
-pub(super) struct Origin {
-    address: HeaderValue,
-    port: u16,
-    scheme: &'static str,
-    /// `X-Forwarded-For` and so on as lines, up to the host's place in `Forwarded`.
-    lines: Box<str>,
-}
-
-impl Origin {
-    /// A visitor from `address`, who came in by this port and scheme.
-    pub(super) fn new(address: IpAddr, port: u16, scheme: &'static str) -> Self {
-        let address = address.to_canonical();
-        let node = match address {
-            IpAddr::V4(_) => address.to_string(),
-            IpAddr::V6(_) => format!("\"[{address}]\""),
-        };
-        let lines = format!(
-            "x-forwarded-for: {address}\r\nx-real-ip: {address}\r\nx-forwarded-proto: {scheme}\r\n\
-             x-forwarded-port: {port}\r\nforwarded: for={node};host="
-        );
-        let address = HeaderValue::from_str(&address.to_string()).expect("an address is ASCII");
-        Self { address, port, scheme, lines: lines.into() }
-    }
-
-    /// The lines that tell of him, for a request to `host`.
-    fn write(&self, head: &mut Vec<u8>, host: &str) {
-        let quote = if host.starts_with('[') { "\"" } else { "" };
-        for part in [&*self.lines, quote, host, quote, ";proto=", self.scheme, "\r\nx-forwarded-host: ", host, "\r\n"] {
-            head.extend_from_slice(part.as_bytes());
-        }
-    }
 }
 
 /// Whether a visitor's header is nothing a service may see, or is written anew.
@@ -236,9 +202,7 @@ pub(super) fn clean_request(headers: &mut HeaderMap, host: &str, origin: &Origin
         headers.remove(name);
     }
     let host = HeaderValue::from_str(host).expect("a canonical host is ASCII");
-    headers.insert("x-forwarded-for", origin.address.clone());
-    headers.insert("x-forwarded-proto", HeaderValue::from_static(origin.scheme));
-    headers.insert("x-forwarded-port", HeaderValue::from(origin.port));
+    origin.insert_into(headers);
     headers.insert("x-forwarded-host", host.clone());
     headers.insert(header::HOST, host);
 }
@@ -267,7 +231,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The elements of a comma-separated header, parameters included.
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }

@@ -13,15 +13,20 @@ mod connection;
 mod dispatch;
 mod forward;
 mod headers;
+mod https;
+mod origin;
 mod pages;
 mod settings;
 mod site;
 mod table;
+mod tls;
 mod tunnel;
 mod upstream;
 mod watch;
 mod worker;
 
+#[cfg(test)]
+pub(crate) use self::tls::testing;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{Mutex, Semaphore};
@@ -38,14 +44,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::headers::host_of;
-pub use self::settings::{Limits, RouterConfig, Timeouts};
+pub use self::settings::{Https, Limits, RouterConfig, Timeouts};
 use self::site::Files;
 use self::table::RouteTable;
+pub use self::tls::{Certificate, CertificateError, Certificates, Challenge, Offer};
 use self::worker::Worker;
 use crate::model::{DeploymentId, HostName, Route, TargetId};
 use crate::places::Places;
 use crate::store::{Store, StoreError};
 use crate::telemetry::chain;
+use crate::wake::Bell;
 
 /// How often idle connections that are too old are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -57,6 +65,15 @@ const REQUESTS_TICK: Duration = Duration::from_secs(60);
 pub struct FromOutside {
     /// The visitor's address.
     pub peer: SocketAddr,
+}
+
+/// Where visitors come in.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For plain HTTP.
+    pub http: Vec<TcpListener>,
+    /// For HTTP within TLS.
+    pub https: Vec<TcpListener>,
 }
 
 /// The router, not running yet.
@@ -105,6 +122,10 @@ struct Shared {
     control: Option<(HostName, axum::Router)>,
     timeouts: Timeouts,
     limits: Limits,
+    trusted: Vec<IpNet>,
+    https: Https,
+    tls: tls::Front,
+    hosts_changed: Bell,
     table: ArcSwap<RouteTable>,
     /// Held from reading the rows to the swap: an older reading must not replace a newer one.
     reloading: Mutex<()>,
@@ -166,15 +187,19 @@ impl Router {
     }
 
     fn with_source(config: RouterConfig, source: Source) -> (Self, Handle) {
-        let RouterConfig { store_dir, control, workers, timeouts, limits } = config;
+        let RouterConfig { store_dir, control, https, hosts_changed, trusted, workers, timeouts, limits } = config;
         let shared = Arc::new(Shared {
             source,
             files: Files::new(store_dir, limits.site_memory_bytes),
             control,
+            trusted,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
             places_of_one: Places::new(limits.connections_of_one),
             limits,
+            https,
+            tls: tls::Front::new(),
+            hosts_changed,
             table: ArcSwap::default(),
             reloading: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -186,12 +211,12 @@ impl Router {
         (Self { shared: Arc::clone(&shared) }, Handle { shared })
     }
 
-    /// Serves plain HTTP on `listeners` until `shutdown`; returns when everything that had begun has ended, or
+    /// Serves visitors on `listeners` until `shutdown`; returns when everything that had begun has ended, or
     /// [`Timeouts::finish`] is over.
     ///
     /// Connections that the kernel had queued by then are still served; the listeners are closed, so that, where
     /// the service manager holds them too, later ones wait for the next process.
-    pub async fn run(self, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
+    pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) {
         // Of a second run there is none: this one takes the router.
         let _ = self.shared.home.set(runtime::Handle::current());
         tokio::select! {
@@ -232,8 +257,22 @@ impl Handle {
         let routes = self.shared.source.routes().await?;
         let previous = self.shared.table.load_full();
         let table = RouteTable::build(&routes, &previous, &self.shared.files, self.shared.workers.len());
+        let hosts_changed = !table.has_hosts_of(&previous);
         self.shared.table.store(Arc::new(table));
+        if hosts_changed {
+            self.shared.hosts_changed.ring();
+        }
         Ok(())
+    }
+
+    /// Shows these certificates from now on. Connections that are open keep theirs.
+    pub fn show(&self, certificates: Certificates) {
+        self.shared.tls.show(certificates);
+    }
+
+    /// Answers a certificate authority's challenge for `host`, until the offer is dropped.
+    pub fn offer(&self, host: &HostName, challenge: Challenge) -> Offer {
+        self.shared.tls.challenges.offer(host.as_str(), challenge)
     }
 
     /// Writes down which targets were asked for since the last time. What cannot be written is kept for the next.

@@ -19,6 +19,8 @@ pub(super) enum Problem {
     ExpectationRefused,
     /// The visitor stopped sending.
     VisitorSilent,
+    /// The connection's certificate is not for the host asked for.
+    Misdirected,
     /// No route.
     UnknownHost,
     /// The site has no such file.
@@ -82,6 +84,13 @@ impl Problem {
                 "Request timeout",
                 "The rest of the request did not arrive in time.",
                 "Check your connection and send it again.",
+                NOTHING,
+            ),
+            Self::Misdirected => words(
+                StatusCode::MISDIRECTED_REQUEST,
+                "Misdirected request",
+                "This connection was opened for another host, whose certificate does not cover this one.",
+                "Open the address again: your browser will make a new connection.",
                 NOTHING,
             ),
             Self::UnknownHost => words(

@@ -4,7 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::model::HostName;
+use crate::wake::Bell;
 
 /// What the router needs to know.
 #[derive(Debug, Clone)]
@@ -13,8 +16,14 @@ pub struct RouterConfig {
     pub store_dir: PathBuf,
     /// The host that is kennel's own, and what answers there, in process.
     pub control: Option<(HostName, axum::Router)>,
+    /// How visitors who come by TLS are treated, and those who could.
+    pub https: Https,
+    /// Rung when the hosts that have routes have changed.
+    pub hosts_changed: Bell,
     /// How many threads serve visitors, each with its own connections to services: as many as there are cores.
     pub workers: NonZeroUsize,
+    /// The proxies in front of kennel: what they say in `X-Forwarded-For`, `-Proto` and `-Port` counts.
+    pub trusted: Vec<IpNet>,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How much there may be.
@@ -26,11 +35,23 @@ impl Default for RouterConfig {
         Self {
             store_dir: PathBuf::from("/nix/store"),
             control: None,
+            trusted: Vec::new(),
+            https: Https::default(),
+            hosts_changed: Bell::default(),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
     }
+}
+
+/// What goes with serving visitors by TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Https {
+    /// The port to which visitors of plain HTTP are sent, where their host has a certificate; `None` leaves them.
+    pub redirect_to: Option<u16>,
+    /// For how long browsers are told to come by TLS only (RFC 6797), in answers to those who do; `None` does not.
+    pub hsts: Option<Duration>,
 }
 
 /// How long things may take. Nothing limits a whole exchange: that would kill long uploads.
@@ -48,6 +69,8 @@ pub struct Timeouts {
     pub upgraded_idle: Duration,
     /// From a visitor's connecting, or the end of the last answer, to the end of a request's head: 10 s.
     pub request_header: Duration,
+    /// From a visitor's connecting to the end of the TLS handshake: 10 s.
+    pub handshake: Duration,
     /// How long a connection idles before its buffers are given back: 250 ms.
     pub park: Duration,
     /// At the end: how long open connections still get answers as usual: 300 ms.
@@ -67,6 +90,7 @@ impl Default for Timeouts {
             streaming_idle: Duration::from_secs(3600),
             upgraded_idle: Duration::from_secs(3600),
             request_header: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
             park: Duration::from_millis(250),
             lame_duck: Duration::from_millis(300),
             finish: Duration::from_secs(30),

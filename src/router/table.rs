@@ -90,6 +90,11 @@ impl RouteTable {
         Self { hosts, upstreams }
     }
 
+    /// Whether it has the same hosts as `other`, wherever they lead.
+    pub(super) fn has_hosts_of(&self, other: &Self) -> bool {
+        self.hosts.len() == other.hosts.len() && self.hosts.keys().all(|host| other.hosts.contains_key(host))
+    }
+
     /// What answers for `host`, a name in lower case without port or trailing dot.
     pub(super) fn find(&self, host: &str) -> Option<(&Entry, &Seen)> {
         self.hosts.get(host).map(|host| (&host.entry, &*host.seen))

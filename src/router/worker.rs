@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::accept;
+use super::accept::{Scheme, accept};
 use super::watch::Watches;
-use super::{Shared, Stage};
+use super::{Listeners, Shared, Stage};
 
 /// What belongs to one thread.
 #[derive(Debug, Default)]
@@ -25,17 +25,19 @@ pub(super) struct Worker {
 }
 
 /// Serves visitors until `shutdown`, then lets what has begun finish, within bounds.
-pub(super) async fn serve(shared: &Arc<Shared>, listeners: Vec<tokio::net::TcpListener>, shutdown: &CancellationToken) {
+pub(super) async fn serve(shared: &Arc<Shared>, listeners: Listeners, shutdown: &CancellationToken) {
     let over = CancellationToken::new();
     // The threads end when this is no longer polled, too.
     let _end = over.clone().drop_guard();
     let mut threads = Vec::new();
     let mut accepting = Vec::new();
-    for (lane, listeners) in deal(listeners, shared.workers.len()).into_iter().enumerate() {
+    let Listeners { http, https } = listeners;
+    let hands = deal(http, shared.workers.len()).into_iter().zip(deal(https, shared.workers.len()));
+    for (lane, hand) in hands.enumerate() {
         let (shared, shutdown, over) = (Arc::clone(shared), shutdown.clone(), over.clone());
         let (accepts, accepted) = oneshot::channel();
         let thread = thread::Builder::new().name(format!("router-{lane}"));
-        match thread.spawn(move || run(&shared, lane, listeners, shutdown, accepts, over)) {
+        match thread.spawn(move || run(&shared, lane, hand, shutdown, accepts, over)) {
             Ok(thread) => {
                 threads.push(thread);
                 accepting.push(accepted);
@@ -101,7 +103,7 @@ fn deal(listeners: Vec<tokio::net::TcpListener>, workers: usize) -> Vec<Vec<TcpL
 fn run(
     shared: &Arc<Shared>,
     lane: usize,
-    listeners: Vec<TcpListener>,
+    (http, https): (Vec<TcpListener>, Vec<TcpListener>),
     shutdown: CancellationToken,
     accepts: oneshot::Sender<()>,
     over: CancellationToken,
@@ -115,8 +117,10 @@ fn run(
     };
     runtime.block_on(async {
         let mut loops = JoinSet::new();
-        for listener in listeners {
-            loops.spawn(accept(Arc::clone(shared), lane, listener, shutdown.clone()));
+        for (scheme, listeners) in [(Scheme::Http, http), (Scheme::Https, https)] {
+            for listener in listeners {
+                loops.spawn(accept(Arc::clone(shared), lane, listener, scheme, shutdown.clone()));
+            }
         }
         let serving = async {
             while loops.join_next().await.is_some() {}

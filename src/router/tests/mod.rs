@@ -3,11 +3,13 @@
 mod differential;
 mod exchanges;
 mod limits;
+mod proxies;
 mod reuse;
 mod site_memory;
 mod sites;
 mod strictness;
 mod swaps;
+mod tls;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Handle, Router, RouterConfig, Source};
+use super::{Handle, Listeners, Router, RouterConfig, Source};
 use crate::model::{DeploymentId, Destination, Port, Route, TargetId};
 
 const HOST: &str = "web-main.shop.example.com";
@@ -53,7 +55,7 @@ impl Front {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
-        running.spawn(router.run(vec![listener], shutdown.clone()));
+        running.spawn(router.run(plain(listener), shutdown.clone()));
         Self { address, handle, shutdown, running }
     }
 
@@ -94,6 +96,10 @@ impl Front {
         self.shutdown.cancel();
         patiently(self.running.join_next()).await.unwrap().unwrap();
     }
+}
+
+fn plain(listener: TcpListener) -> Listeners {
+    Listeners { http: vec![listener], https: Vec::new() }
 }
 
 async fn patiently<F: Future>(future: F) -> F::Output {

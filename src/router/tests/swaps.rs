@@ -218,7 +218,7 @@ async fn restarts_fail_no_request() {
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
         let listener = TcpListener::from_std(held.try_clone().unwrap()).unwrap();
-        running.spawn(router.run(vec![listener], shutdown.clone()));
+        running.spawn(router.run(super::plain(listener), shutdown.clone()));
         (shutdown, running)
     };
     let done = CancellationToken::new();
