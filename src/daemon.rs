@@ -27,6 +27,7 @@ use crate::host::key::HostKey;
 use crate::host::machine::{MachineConfig, SystemdMachine};
 use crate::host::{Machine, disk};
 use crate::model::ProjectName;
+use crate::monitor::Monitor;
 use crate::reconciler::{DatabaseKeeper, Reconciler};
 use crate::router::{self, Router};
 use crate::store::{Removal, RunId, Store};
@@ -221,6 +222,7 @@ impl Running {
         surfaces.spawn(api::serve_unix(unix, app, intake.clone()));
         crash::point(Point::StartListening);
 
+        let monitor = Monitor::new(store.clone(), handle, shared.clone());
         let reconciler = Reconciler::new(deployer.clone());
         if let Err(err) = reconciler.run_once().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
@@ -231,6 +233,7 @@ impl Running {
         loops.spawn(DatabaseKeeper::new(deployer.clone()).run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
+        loops.spawn(monitor.run(intake.clone()));
         info!("kennel serves visitors on {router_addr} and operators on {api_addr}");
         Ok(Self {
             store,

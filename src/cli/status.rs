@@ -168,6 +168,13 @@ impl Everything {
             if let (true, Some(reason)) = (deployment.state == DeploymentState::Starting, &deployment.reason) {
                 lines.push(format!("{} waits: {}", path_of(deployment), clean(reason)));
             }
+            if let Some(reason) = &deployment.unhealthy {
+                lines.push(format!(
+                    "{} gets no visitors until it is healthy again: {}",
+                    path_of(deployment),
+                    clean(reason)
+                ));
+            }
             if deployment.unnamed && deployment.state == DeploymentState::Live {
                 lines.push(format!(
                     "{} is no longer in kennel.toml: `kennel teardown {}` removes it.",
@@ -226,6 +233,7 @@ fn open_build(build: &BuildView, now: i64) -> Row {
 fn deployment(info: &DeploymentInfo, now: i64) -> Row {
     let DeploymentInfo { deployment, url } = info;
     let state = match deployment.step {
+        _ if deployment.unhealthy.is_some() => format!("{} (unhealthy)", deployment.state),
         Some(step) if deployment.state == DeploymentState::Starting => format!("{} ({step})", deployment.state),
         _ => deployment.state.to_string(),
     };
@@ -238,7 +246,7 @@ fn deployment(info: &DeploymentInfo, now: i64) -> Row {
         }
     };
     Row {
-        mood: deployment_mood(deployment.state),
+        mood: if deployment.unhealthy.is_some() { Mood::Bad } else { deployment_mood(deployment.state) },
         cells: vec![
             deployment.id.to_string(),
             deployment.project.to_string(),

@@ -89,13 +89,21 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| NonZeroUsize::new(usize::try_from(n).ok()?));
     let workers = table.maybe("workers", count);
     let trusted_proxies = table.or("trusted_proxies", Vec::new(), |item| item.each(network));
+    let seconds = Duration::from_secs;
+    let monitor_interval = table.or("monitor_interval", seconds(30), |item| item.duration(seconds(1)..=seconds(3_600)));
     if let (Some(http), Some(Some(https))) = (http, https)
         && http == https
         && http.port() != 0
     {
         table.fault("https", format!("is {https}, where `http` listens already"), None);
     }
-    Some(RouterConfig { http: http?, https: https?, workers: workers?, trusted_proxies: trusted_proxies? })
+    Some(RouterConfig {
+        http: http?,
+        https: https?,
+        workers: workers?,
+        monitor_interval: monitor_interval?,
+        trusted_proxies: trusted_proxies?,
+    })
 }
 
 fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {

@@ -98,6 +98,9 @@ pub struct RouterConfig {
     /// The proxies in front of kennel, as addresses or networks such as `10.0.0.0/8`: what they say of visitors in
     /// `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Port` counts. Default: none.
     pub trusted_proxies: Vec<IpNet>,
+    /// How often each live service is asked for its health: 1 s to 1 h. Default: 30 s. After three failures in a row it
+    /// gets no visitors until it answers again.
+    pub monitor_interval: Duration,
 }
 
 /// `[builder]`.

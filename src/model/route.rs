@@ -13,6 +13,8 @@ pub struct Route {
     pub deployment: DeploymentId,
     /// What that version is.
     pub destination: Destination,
+    /// Whether it has failed its health check for so long that it gets no visitors.
+    pub unhealthy: bool,
     /// How long what this version has begun may go on once its successor is live, in seconds.
     pub drain_secs: u32,
 }

@@ -104,6 +104,7 @@ fn begin(
             Some(answered) => (Begun::Answered(answered), None),
             None => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
         },
+        Entry::Unhealthy => (Begun::Answered(Err(Problem::Unhealthy)), None),
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Exchange::new(&parts, host, origin, body);
@@ -131,6 +132,7 @@ async fn ask_service(
         claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
             None => return Err(Problem::UnknownHost),
             Some(Entry::Site(_)) => return Err(Problem::Switching),
+            Some(Entry::Unhealthy) => return Err(Problem::Unhealthy),
             Some(Entry::Service(upstream)) => upstream.claim(),
         };
     }

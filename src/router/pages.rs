@@ -41,6 +41,8 @@ pub(super) enum Problem {
     Silent,
     /// The version asked for is on its way out, and no other is known yet.
     Switching,
+    /// The service fails its health check.
+    Unhealthy,
 }
 
 struct Words {
@@ -163,6 +165,13 @@ impl Problem {
                 "Try again in a moment.",
                 "`kennel status` shows the deployment in progress.",
             ),
+            Self::Unhealthy => words(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service is not healthy",
+                "The service behind this host keeps failing its health check, so nobody is sent to it.",
+                "Try again in a minute.",
+                "`kennel status` says what it answered. It is asked again and again, and one good answer brings it back.",
+            ),
         }
     }
 
@@ -201,6 +210,9 @@ impl Problem {
             }
             Self::Switching => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Unhealthy => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
             }
             // Whoever sends such things may mean the rest of the connection differently than we read it.
             Self::BadRequest(_) | Self::CodingRefused | Self::VisitorSilent => {

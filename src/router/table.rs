@@ -17,6 +17,8 @@ pub(super) enum Entry {
     Service(Arc<Upstream>),
     /// Files of the store.
     Site(Arc<Site>),
+    /// Nobody: the service fails its health check.
+    Unhealthy,
 }
 
 /// Whether anybody has asked for a target since that was last written down.
@@ -69,6 +71,7 @@ impl RouteTable {
         let mut open: HashMap<(DeploymentId, Port), Arc<Upstream>> = open.into_iter().map(place).collect();
         for route in routes {
             let entry = match &route.destination {
+                Destination::Service { .. } if route.unhealthy => Entry::Unhealthy,
                 Destination::Service { port, .. } => {
                     let upstream = open
                         .entry((route.deployment, *port))
@@ -124,7 +127,7 @@ impl RouteTable {
     fn trees(&self) -> impl Iterator<Item = &Arc<Tree>> {
         let sites = self.hosts.values().filter_map(|host| match &host.entry {
             Entry::Site(site) => Some(site),
-            Entry::Service(_) => None,
+            Entry::Service(_) | Entry::Unhealthy => None,
         });
         sites.flat_map(|site| site.trees())
     }
@@ -135,7 +138,7 @@ impl Entry {
     fn is_busy(&self) -> bool {
         match self {
             Self::Service(upstream) => upstream.claims() > 0,
-            Self::Site(_) => false,
+            Self::Site(_) | Self::Unhealthy => false,
         }
     }
 }
@@ -150,6 +153,7 @@ mod tests {
             target: TargetId(deployment),
             deployment: DeploymentId(deployment),
             destination: Destination::Service { port: port.try_into().unwrap(), health_path: None },
+            unhealthy: false,
             drain_secs: 30,
         }
     }

@@ -81,6 +81,8 @@ pub struct DeploymentView {
     pub step: Option<Step>,
     /// Why it failed or was called off, or what it waits for.
     pub reason: Option<String>,
+    /// Why visitors are not sent to it although it is live, if they are not.
+    pub unhealthy: Option<String>,
     /// Where visitors find it.
     pub host: HostName,
     /// Its port, while it has one.
@@ -197,7 +199,8 @@ impl Store {
                t.kind as "kind!: _", br.environment as "environment!: _", d.build_id as "build!: _",
                b.commit_sha as "commit!: _", d.state as "state!: _", d.step as "step?: _",
                coalesce(d.reason, case when d.attempts > 0 then (select e.detail from deployment_events e
-                   where e.deployment_id = d.id order by e.id desc limit 1) end) as "reason?", t.host as "host!: _",
+                   where e.deployment_id = d.id order by e.id desc limit 1) end) as "reason?",
+               case when d.state = 'live' then d.unhealthy end as "unhealthy?", t.host as "host!: _",
                p.port as "port?: _", t.tag as "journal_tag!: _", t.unnamed_by is not null as "unnamed!: bool",
                case when t.gone_at is not null then ex.expired_at end as "expired_at: i64",
                d.created_at as "created_at!", d.started_at, d.live_at, d.finished_at
@@ -327,6 +330,7 @@ struct DeploymentRow {
     state: DeploymentState,
     step: Option<Step>,
     reason: Option<String>,
+    unhealthy: Option<String>,
     host: HostName,
     port: Option<Port>,
     journal_tag: TargetTag,
@@ -352,6 +356,7 @@ impl From<DeploymentRow> for DeploymentView {
             state: row.state,
             step: row.step,
             reason: row.reason,
+            unhealthy: row.unhealthy,
             host: row.host,
             port: row.port,
             journal_tag: row.journal_tag,

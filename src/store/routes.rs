@@ -14,7 +14,7 @@ impl Store {
     pub async fn routes(&self) -> Result<Vec<Route>, StoreError> {
         let rows = sqlx::query!(
             r#"select r.host as "host!: HostName", r.target_id as "target!: TargetId", d.id as "deployment!: DeploymentId", a.settings,
-               a.store_path as "store_path!: StorePath", p.port as "port?: Port"
+               a.store_path as "store_path!: StorePath", p.port as "port?: Port", d.unhealthy is not null as "unhealthy!: bool"
                from routes r
                join deployments d on d.id = r.deployment_id
                join targets t on t.id = d.target_id
@@ -51,6 +51,7 @@ impl Store {
                 target: row.target,
                 deployment: row.deployment,
                 destination,
+                unhealthy: row.unhealthy,
                 drain_secs,
             });
         }
@@ -79,6 +80,20 @@ impl Store {
             }
         }
         Ok(versions)
+    }
+
+    /// Notes why a live deployment gets no visitors, or with `None` that it gets them again. Returns `false` when it is
+    /// no longer live.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn note_health(&self, deployment: DeploymentId, unhealthy: Option<&str>) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query!("update deployments set unhealthy = ? where id = ? and state = 'live'", unhealthy, deployment)
+                .execute(&self.writer)
+                .await
+                .map_err(during("note a service's health"))?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Claims a custom domain for a target. Returns `false` when another target has it.

@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("builder", 4),
     ("deployer", 4),
     ("api", 4),
+    ("monitor", 4),
     ("reconciler", 5),
     ("daemon", 6),
     ("cli", 7),

@@ -10,6 +10,7 @@ mod harness;
 #[path = "../invariants.rs"]
 mod invariants;
 mod layering;
+mod monitor;
 mod properties;
 mod reconcile;
 mod resume;

@@ -190,6 +190,34 @@ async fn a_service_that_crashes_later_is_started_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_live_service_that_turns_sick_gets_no_visitors_until_it_is_well() {
+    let lab = Lab::start(LabConfig::hello().router("monitor_interval = \"1s\"")).await;
+    let well = lab.service_gate("well");
+    std::fs::write(&well, "").unwrap();
+    let service = Service::new("api", "one").mode(&format!("gated:{}", well.display()));
+    let live = lab.deploy_api("hello", "main", &App::default().with(service)).await;
+    let is = async |status: u16| {
+        until("visitors get another answer", Duration::from_secs(20), async || {
+            (lab.visit(&live.host, "/").await.status == status).then_some(())
+        })
+        .await;
+    };
+
+    std::fs::remove_file(&well).unwrap();
+    is(503).await;
+    let page = lab.visit(&live.host, "/").await;
+    assert_eq!(page.header("retry-after"), "30");
+    assert!(page.text().contains("not healthy"), "{}", page.text());
+    let status = machine::ok("kennel", &["status"]).await;
+    let reason = "hello/main/api gets no visitors until it is healthy again: `GET /health` answered 503";
+    assert!(status.contains("live (unhealthy)") && status.contains(reason), "{status}");
+    std::fs::write(&well, "").unwrap();
+    is(200).await;
+    assert!(!machine::ok("kennel", &["status"]).await.contains("unhealthy"));
+    lab.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_the_forge_does_not_have_is_a_failed_build() {
     let lab = Lab::hello().await;
     let commit = lab.repo("hello").commit("main", &App::api("one").files(), "One");

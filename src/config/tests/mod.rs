@@ -20,6 +20,7 @@ token_file = "/run/secrets/kennel-token"
 [router]
 workers = 3
 trusted_proxies = ["127.0.0.1", "10.0.0.0/8"]
+monitor_interval = "10s"
 http = "0.0.0.0:80"
 https = "0.0.0.0:443"
 

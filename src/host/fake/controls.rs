@@ -1,9 +1,11 @@
 //! What a test does to the machine, and what it sees of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
+use super::server::Running;
 use super::{Behaviour, FakeMachine, Inventory, SiteLink, State, UnitState};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
 
@@ -197,6 +199,13 @@ impl FakeMachine {
             Some(uid) => state.foreign.insert(port, uid),
             None => state.foreign.remove(&port),
         };
+    }
+
+    /// Has the program of a unit that runs answer with this status from now on.
+    pub fn answer_with(&self, unit: &UnitName, status: u16) {
+        if let Some(Running::Active(program)) = self.state().running.get(unit) {
+            program.status.store(status, Ordering::Relaxed);
+        }
     }
 
     /// Leaves only so many bytes free on the disk.

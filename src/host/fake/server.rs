@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub(super) struct Program {
     pub(super) stop: Gate,
     /// Opened when it has ended, and its socket is closed.
     pub(super) ended: Gate,
+    /// What it answers.
+    pub(super) status: Arc<AtomicU16>,
 }
 
 /// A unit that systemd knows of.
@@ -47,16 +50,17 @@ pub(super) enum Running {
     Dead(String),
 }
 
-/// Runs until it is told to stop, and answers with `status`; connections end with it.
-pub(super) async fn run(program: Program, listening: Listening, status: u16) {
+/// Runs until it is told to stop; connections end with it.
+pub(super) async fn run(program: Program, listening: Listening) {
     tokio::select! {
         () = program.stop.pass() => {}
-        () = listen(&program.spec, listening, status) => {}
+        () = listen(&program, listening) => {}
     }
     program.ended.open();
 }
 
-async fn listen(spec: &UnitSpec, listening: Listening, status: u16) {
+async fn listen(program: &Program, listening: Listening) {
+    let spec = &program.spec;
     let listener = match listening {
         Listening::Now(listener) => TcpListener::from_std(listener),
         Listening::After(delay, port) => {
@@ -66,16 +70,17 @@ async fn listen(spec: &UnitSpec, listening: Listening, status: u16) {
         Listening::Never => return std::future::pending().await,
     };
     let Ok(listener) = listener else { return std::future::pending().await };
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = format!("{} {} {}\n", spec.service, spec.deployment, spec.store_path);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((socket, _)) = accepted else { continue };
-                let body = body.clone();
+                let (status, body) = (Arc::clone(&program.status), body.clone());
                 connections.spawn(async move {
-                    let service = service_fn(async |_| Ok::<_, Infallible>(answer(status, body.clone())));
+                    let service = service_fn(async |_| {
+                        Ok::<_, Infallible>(answer(status.load(Ordering::Relaxed), body.clone()))
+                    });
                     // A client that hangs up is its own affair.
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
                 });
@@ -85,8 +90,8 @@ async fn listen(spec: &UnitSpec, listening: Listening, status: u16) {
     }
 }
 
-fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+fn answer(status: u16, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -133,9 +134,10 @@ impl FakeMachine {
         };
         match listening {
             Ok(listening) => {
-                let program = Program { spec: Arc::new(spec), stop: Gate::new(), ended: Gate::new() };
+                let status = Arc::new(AtomicU16::new(status));
+                let program = Program { spec: Arc::new(spec), stop: Gate::new(), ended: Gate::new(), status };
                 state.running.insert(unit.clone(), Running::Active(program.clone()));
-                self.spawn(server::run(program, listening, status));
+                self.spawn(server::run(program, listening));
             }
             Err(error) => {
                 state.log(unit, &format!("cannot listen on {}: {error}", spec.port));

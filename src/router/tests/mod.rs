@@ -178,6 +178,7 @@ impl Answer {
 
 fn route_to(deployment: i64, port: Port) -> Route {
     Route {
+        unhealthy: false,
         target: TargetId(deployment),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),

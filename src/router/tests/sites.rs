@@ -20,6 +20,7 @@ fn site(deployment: i64, root: &str, spa: bool) -> Vec<Route> {
 pub(super) fn site_after(deployment: i64, root: &str, previous: &[&str], spa: bool) -> Vec<Route> {
     let previous = previous.iter().map(|root| root.parse().unwrap()).collect();
     vec![Route {
+        unhealthy: false,
         target: TargetId(1),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),

@@ -79,7 +79,7 @@ async fn two_hundred_deploys_fail_no_request_and_reach_no_stopped_service() {
     let answers: u64 = visitors.join_all().await.iter().sum();
     println!("{SWAPS} swaps, {answers} answers, slowest swap {slowest:?}");
     assert_eq!(late.load(Ordering::SeqCst), 0);
-    assert!(answers > 1000, "{answers}");
+    assert!(answers > SWAPS.unsigned_abs(), "there were no visitors to disturb: {answers}");
 }
 
 #[tokio::test]

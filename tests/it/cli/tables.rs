@@ -28,6 +28,22 @@ async fn status_shows_what_runs_what_comes_and_what_went_wrong() {
 }
 
 #[tokio::test]
+async fn status_says_which_live_services_get_no_visitors() {
+    let fixture = Fixture::new().await;
+    fixture.push("heads/main", FIRST, "Say hello").await;
+    fixture.finish(&fixture.claim().await, &[("api", Ok(()))]).await;
+    fixture.go_live(1).await;
+    assert!(fixture.store.note_health(DeploymentId(1), Some("`GET /health` answered 500")).await.unwrap());
+    insta::assert_snapshot!(ageless(&fixture.kennel(&["status"]).await.all()), @r#"
+    ID  PROJECT  BRANCH  SERVICE  STATE             COMMIT   SINCE  URL
+     1  hello    main    api      live (unhealthy)  0123456     0s  http://api-main.hello.localhost:8080
+
+    hello/main/api gets no visitors until it is healthy again: `GET /health` answered 500
+    --- exit 0
+    "#);
+}
+
+#[tokio::test]
 async fn status_tells_a_newcomer_what_to_do() {
     let fixture = Fixture::new().await;
     insta::assert_snapshot!(fixture.kennel(&["status"]).await.all(), @r#"

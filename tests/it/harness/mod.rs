@@ -41,6 +41,8 @@ pub(crate) struct Harness {
     daemon: Option<Running>,
     deliveries: u32,
     acknowledged: Mutex<Vec<Acknowledged>>,
+    /// Lines of `[router]` in the daemon's file.
+    router: &'static str,
 }
 
 impl Harness {
@@ -49,8 +51,22 @@ impl Harness {
         Self::start_with(Interrupt::never()).await
     }
 
+    /// The same, asking services for their health every second.
+    pub(crate) async fn monitored() -> Self {
+        let mut harness = Self::prepare();
+        harness.router = "monitor_interval = \"1s\"";
+        harness.boot(Interrupt::never()).await;
+        harness
+    }
+
     /// The same, with something happening between a step's effect and its record.
     pub(crate) async fn start_with(interrupt: Interrupt) -> Self {
+        let mut harness = Self::prepare();
+        harness.boot(interrupt).await;
+        harness
+    }
+
+    fn prepare() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), SECRET).unwrap();
         std::fs::write(dir.path().join("token"), TOKEN).unwrap();
@@ -59,14 +75,14 @@ impl Harness {
             let scripts = scripts.clone();
             move |job| work(&scripts, job)
         });
-        let mut harness = Self { dir, machine, scripts, daemon: None, deliveries: 0, acknowledged: Mutex::default() };
-        harness.boot(interrupt).await;
-        harness
+        let (daemon, deliveries, acknowledged) = (None, 0, Mutex::default());
+        Self { dir, machine, scripts, daemon, deliveries, acknowledged, router: "" }
     }
 
     /// Starts the daemon on what there is.
     pub(crate) async fn boot(&mut self, interrupt: Interrupt) {
-        let config = kennel::config::parse(&config_text(self.dir.path())).unwrap();
+        let text = config_text(self.dir.path()).replace("[projects.", &format!("{}\n[projects.", self.router));
+        let config = kennel::config::parse(&text).unwrap();
         let parts = Parts {
             machine: Arc::new(self.machine.clone()),
             socket: self.dir.path().join("kennel.sock"),

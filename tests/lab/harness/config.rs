@@ -14,6 +14,8 @@ pub(crate) struct LabConfig {
     /// More lines before the first section.
     pub(crate) head: String,
     pub(crate) builder: String,
+    /// More lines of `[router]`.
+    pub(crate) router: String,
     /// More sections.
     pub(crate) sections: String,
     pub(crate) projects: Vec<ProjectSpec>,
@@ -40,6 +42,7 @@ impl LabConfig {
         Self {
             head: String::new(),
             builder: String::new(),
+            router: String::new(),
             sections: String::new(),
             projects: projects.into_iter().collect(),
         }
@@ -54,6 +57,12 @@ impl LabConfig {
     /// One more line of `[builder]`.
     pub(crate) fn builder(mut self, line: &str) -> Self {
         let _ = writeln!(self.builder, "{line}");
+        self
+    }
+
+    /// One more line of `[router]`.
+    pub(crate) fn router(mut self, line: &str) -> Self {
+        let _ = writeln!(self.router, "{line}");
         self
     }
 
@@ -95,9 +104,9 @@ pub(crate) fn render(config: &LabConfig, dir: &Path, forge_url: impl Fn(&str) ->
     let mut text = format!(
         "base_domain = \"{BASE_DOMAIN}\"\n{}\
          [api]\nlisten = \"127.0.0.1:3000\"\n\
-         [router]\nhttp = \"127.0.0.1:8080\"\n\
+         [router]\nhttp = \"127.0.0.1:8080\"\n{}\n\
          [builder]\n{}\n{}\n",
-        config.head, config.builder, config.sections
+        config.head, config.router, config.builder, config.sections
     );
     for project in &config.projects {
         let _ = write!(

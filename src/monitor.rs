@@ -1,0 +1,201 @@
+//! Asks every live service for its health, and sends visitors away from one that keeps failing until it answers again.
+//!
+//! A round takes `[router] monitor_interval`, and the services are asked one after the other throughout it: a thousand
+//! of them cost no more at a time than a few. A service is asked on a connection of its own each time, so that one that
+//! accepts no more is found out.
+//!
+//! **Invariant:** one bad answer sends nobody away: [`FAILURES`] in a row do, and one good answer ends it.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config;
+use crate::host::services::probe::{self, ProbeFailure};
+use crate::model::{DeploymentId, Destination, HostName, Port, Route};
+use crate::router::Handle;
+use crate::store::Store;
+use crate::telemetry::chain;
+
+/// After how many bad answers in a row a service gets no visitors.
+const FAILURES: u32 = 3;
+/// How many services are asked side by side: those that are silent take 5 s each.
+const PARALLEL: usize = 64;
+
+/// The loop that asks.
+#[derive(Debug)]
+pub struct Monitor {
+    store: Store,
+    router: Handle,
+    config: config::Shared,
+    /// How often each has failed since it last answered.
+    failures: HashMap<DeploymentId, u32>,
+    /// Spreads the services over a round.
+    spread: RandomState,
+    round: u64,
+}
+
+/// One service to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Check {
+    deployment: DeploymentId,
+    port: Port,
+    /// The name it is asked by.
+    host: HostName,
+    /// `None` when it is enough that it accepts a connection.
+    path: Option<String>,
+    /// Whether it has been found unhealthy before.
+    unhealthy: bool,
+}
+
+impl Monitor {
+    /// A monitor that has asked nothing yet.
+    #[must_use]
+    pub fn new(store: Store, router: Handle, config: config::Shared) -> Self {
+        Self { store, router, config, failures: HashMap::new(), spread: RandomState::new(), round: 0 }
+    }
+
+    /// Asks until shutdown.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let over = Instant::now() + self.config.load().router.monitor_interval;
+            let round = async {
+                if let Err(err) = self.ask_all(over).await {
+                    error!(error = %chain(&*err), "Could not look after the health of services");
+                }
+                sleep_until(over).await;
+            };
+            tokio::select! {
+                () = round => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Asks every live service once, the last of them by `until`.
+    ///
+    /// # Errors
+    /// When rows could not be read or written.
+    async fn ask_all(&mut self, until: Instant) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let checks = checks(self.store.routes().await?);
+        let live: HashSet<_> = checks.iter().map(|check| check.deployment).collect();
+        self.failures.retain(|deployment, _| live.contains(deployment));
+        self.round += 1;
+        let length = until.saturating_duration_since(begun);
+        let mut due: Vec<_> = checks
+            .into_iter()
+            .map(|check| (begun + offset(&self.spread, check.deployment, self.round, length), check))
+            .collect();
+        due.sort_by_key(|(at, _)| *at);
+        let mut answers = stream::iter(due)
+            .map(async |(at, check)| {
+                sleep_until(at).await;
+                let answer = match &check.path {
+                    Some(path) => probe::http(check.port, path, &check.host).await,
+                    None => probe::tcp(check.port).await,
+                };
+                (check, answer)
+            })
+            .buffer_unordered(PARALLEL);
+        while let Some((check, answer)) = answers.next().await {
+            self.judge(&check, answer).await?;
+        }
+        Ok(())
+    }
+
+    async fn judge(&mut self, check: &Check, answer: Result<(), ProbeFailure>) -> anyhow::Result<()> {
+        let Check { deployment, host, .. } = check;
+        let failure = match answer {
+            Ok(()) => {
+                self.failures.remove(deployment);
+                if check.unhealthy && self.store.note_health(*deployment, None).await? {
+                    self.router.reload().await?;
+                    info!(deployment.id = %deployment, "Deployment {deployment} of {host} is healthy again");
+                }
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        let failures = self.failures.entry(*deployment).or_default();
+        *failures = failures.saturating_add(1);
+        if *failures < FAILURES || check.unhealthy {
+            return Ok(());
+        }
+        let reason = match &check.path {
+            Some(path) => format!("`GET {path}` {failure}"),
+            None => format!("port {} {failure}", check.port),
+        };
+        if self.store.note_health(*deployment, Some(&reason)).await? {
+            self.router.reload().await?;
+            warn!(
+                deployment.id = %deployment, error = %reason,
+                "Deployment {deployment} of {host} gets no visitors: {FAILURES} times in a row {reason}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// When in a round of that length a service is asked: nearly the same in each, so that it is asked regularly, and not
+/// quite, so that it does not keep step with something else.
+fn offset(spread: &RandomState, deployment: DeploymentId, round: u64, length: Duration) -> Duration {
+    let part = |hash: u64| f64::from(u32::try_from(hash >> 32).expect("32 bits are left")) / 2.0_f64.powi(32);
+    let (phase, jitter) = (part(spread.hash_one(deployment)), part(spread.hash_one((deployment, round))));
+    length.mul_f64(0.9 * phase + 0.1 * jitter)
+}
+
+/// One check for each service, however many names it has.
+fn checks(routes: Vec<Route>) -> Vec<Check> {
+    let (mut checks, mut seen) = (Vec::new(), HashSet::new());
+    for Route { host, deployment, destination, unhealthy, .. } in routes {
+        let Destination::Service { port, health_path } = destination else { continue };
+        if seen.insert(deployment) {
+            checks.push(Check { deployment, port, host, path: health_path, unhealthy });
+        }
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TargetId;
+
+    fn route(host: &str, deployment: i64) -> Route {
+        Route {
+            host: host.parse().unwrap(),
+            target: TargetId(1),
+            deployment: DeploymentId(deployment),
+            destination: Destination::Service { port: Port::FIRST.try_into().unwrap(), health_path: None },
+            unhealthy: false,
+            drain_secs: 30,
+        }
+    }
+
+    #[test]
+    fn a_service_with_two_names_is_asked_once() {
+        let asked = checks(vec![route("a.example", 1), route("b.example", 2), route("c.example", 1)]);
+        assert_eq!(asked.iter().map(|check| check.host.as_str()).collect::<Vec<_>>(), ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn services_are_spread_over_the_round_and_keep_their_place_in_it() {
+        let (spread, length) = (RandomState::new(), Duration::from_secs(30));
+        let at = |deployment, round| offset(&spread, DeploymentId(deployment), round, length);
+        let mut in_tenths = [0; 10];
+        for deployment in 0..1000 {
+            let first = at(deployment, 1);
+            assert!(first < length);
+            in_tenths[usize::try_from(first.as_secs() / 3).unwrap()] += 1;
+            let moved = first.abs_diff(at(deployment, 2));
+            assert!(moved <= length / 10 && moved > Duration::ZERO, "{moved:?}");
+        }
+        assert!(in_tenths.iter().all(|count| (40..200).contains(count)), "{in_tenths:?}");
+    }
+}
