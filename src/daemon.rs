@@ -153,7 +153,12 @@ impl Running {
             group: api::GROUP.to_owned(),
             control_domain: now.control_domain.clone(),
         };
+        let metrics = router::Metrics::default();
         let app = api::router(Api {
+            metrics: Arc::new({
+                let metrics = metrics.clone();
+                move || metrics.render()
+            }),
             store: store.clone(),
             machine: parts.machine.clone(),
             config: shared.clone(),
@@ -175,6 +180,7 @@ impl Running {
                 control,
                 workers,
                 trusted: now.router.trusted_proxies.clone(),
+                metrics,
                 ..defaults
             },
             store.clone(),

@@ -174,6 +174,8 @@ mod tests {
             deployment: DeploymentId(deployment),
             destination: Destination::Service { port: Port::FIRST.try_into().unwrap(), health_path: None },
             unhealthy: false,
+            project: "shop".parse().unwrap(),
+            service: "api".parse().unwrap(),
             drain_secs: 30,
         }
     }

@@ -38,6 +38,9 @@ use crate::store::Store;
 use crate::wake::Bell;
 use problem::ApiError;
 
+/// Writes out what Prometheus reads.
+pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// What the API works with.
 #[derive(Clone)]
 pub struct Api {
@@ -55,6 +58,8 @@ pub struct Api {
     pub builder: Bell,
     /// Rung when a target is to be torn down.
     pub deployer: Bell,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
     /// Ends what follows a log.
     pub shutdown: CancellationToken,
 }
@@ -74,6 +79,7 @@ pub fn router(api: Api) -> Router {
         .route("/projects", get(projects::list))
         .route("/projects/{name}/deploy", post(projects::deploy))
         .route("/gc", get(gc::plan).post(gc::free))
+        .route("/metrics", get(health::metrics))
         .route("/healthz", get(health::show))
         .fallback(async |request: Request| ApiError::NoPage(format!("`{}`", request.uri().path())))
         .method_not_allowed_fallback(async |request: Request| ApiError::WrongMethod(request.method().to_string()))

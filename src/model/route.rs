@@ -1,6 +1,6 @@
 //! Where a hostname leads.
 
-use super::{DeploymentId, HostName, Port, StorePath, TargetId};
+use super::{DeploymentId, HostName, Port, ProjectName, ServiceName, StorePath, TargetId};
 
 /// A hostname, and what answers there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,6 +9,10 @@ pub struct Route {
     pub host: HostName,
     /// Whose it is.
     pub target: TargetId,
+    /// The project of that.
+    pub project: ProjectName,
+    /// The service or site of the project.
+    pub service: ServiceName,
     /// The live version behind it.
     pub deployment: DeploymentId,
     /// What that version is.

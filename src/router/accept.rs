@@ -115,7 +115,8 @@ impl Door<'_> {
             return;
         }
         let watch = self.shared.workers[self.lane].watches.add();
-        let (shared, port, lane, places) = (Arc::clone(self.shared), self.port, self.lane, (place, of_one));
+        let places = (place, of_one, self.shared.metrics.connected());
+        let (shared, port, lane) = (Arc::clone(self.shared), self.port, self.lane);
         match self.scheme {
             Scheme::Http => {
                 let origin = Origin::new(peer.ip(), port, "http");

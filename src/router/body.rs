@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::client::{Answer, Malformed, Piece};
 use super::connection::Turn;
+use super::metrics::Tally;
 use super::site::FileBody;
 use super::upstream::Claim;
 use super::watch::{Moment, Watch};
@@ -47,7 +48,7 @@ pub(super) enum BodyError {
 #[derive(Debug)]
 pub(super) struct Body {
     kind: Kind,
-    _turn: Option<Turn>,
+    turn: Option<(Turn, Tally)>,
 }
 
 #[derive(Debug)]
@@ -70,15 +71,15 @@ impl Body {
         Kind::Control(body).into()
     }
 
-    /// The same, holding the visitor's turn.
-    pub(super) fn during(self, turn: Turn) -> Self {
-        Self { _turn: Some(turn), ..self }
+    /// The same, holding the visitor's turn and counted.
+    pub(super) fn during(self, turn: Turn, tally: Tally) -> Self {
+        Self { turn: Some((turn, tally)), ..self }
     }
 }
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, _turn: None }
+        Self { kind, turn: None }
     }
 }
 
@@ -105,13 +106,18 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().kind {
+        let Self { kind, turn } = self.get_mut();
+        let frame = ready!(match kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Upstream(body) => body.poll_frame(cx),
             Kind::File(body) => Pin::new(body).poll_frame(cx),
             Kind::Control(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Control),
+        });
+        if let (Some((_, tally)), Some(Ok(frame))) = (turn, &frame) {
+            tally.sent(frame.data_ref().map_or(0, Bytes::len));
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

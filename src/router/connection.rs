@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::metrics::Connected;
 use super::origin::Origin;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
@@ -51,8 +52,8 @@ pub(super) struct Visitor {
     heard: AtomicBool,
     /// Whether he takes nothing of an answer at the moment.
     stalled: AtomicBool,
-    /// One of the places there are for connections, and one of those that an address may have.
-    _places: (OwnedSemaphorePermit, Place),
+    /// One of the places there are for connections, one of those that an address may have, and its count.
+    _places: (OwnedSemaphorePermit, Place, Connected),
 }
 
 impl Visitor {
@@ -63,7 +64,7 @@ impl Visitor {
         is_proxy: bool,
         lane: usize,
         watch: Watch,
-        places: (OwnedSemaphorePermit, Place),
+        places: (OwnedSemaphorePermit, Place, Connected),
     ) -> Self {
         Self {
             peer,

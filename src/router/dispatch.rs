@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -18,6 +19,7 @@ use tower::ServiceExt as _;
 use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
+use super::metrics::Series;
 use super::origin::Origin;
 use super::pages::{self, Problem};
 use super::site::Site;
@@ -49,15 +51,16 @@ pub(super) fn answer(
     visitor: &Arc<Visitor>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    let turn = Turn::begin(visitor);
+    let (turn, begun_at) = (Turn::begin(visitor), Instant::now());
     let (mut parts, body) = request.into_parts();
     let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
     let named = visitor.is_proxy.then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
-    let (begun, body) = match &host {
+    let (begun, body, series) = match &host {
         Ok(host) => begin(shared, visitor, named.as_deref().unwrap_or(&visitor.origin), host, parts, body),
-        Err(problem) => (Begun::Answered(Err(problem.clone())), None),
+        Err(problem) => (Begun::Answered(Err(problem.clone())), None, None),
     };
+    let series = series.unwrap_or_else(|| Arc::clone(&shared.unrouted));
     let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
     async move {
         let host = host.as_deref();
@@ -72,16 +75,20 @@ pub(super) fn answer(
                 ask_service(&shared, &visitor, host, claim, exchange, on_upgrade).await
             }
         };
-        let mut response = answered.unwrap_or_else(|problem| problem.page(host, json));
+        let mut response = answered.unwrap_or_else(|problem| {
+            series.note_problem(visitor.lane, &problem);
+            problem.page(host, json)
+        });
         https::mark(&shared, &visitor, &mut response);
         if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|body| body.during(turn))
+        let tally = series.tally(visitor.lane, begun_at, response.status());
+        response.map(|body| body.during(turn, tally))
     }
 }
 
-/// Finds out who is to answer; the body comes back unless it belongs to the exchange.
+/// Finds out who is to answer, and where that is counted; the body comes back unless it belongs to the exchange.
 fn begin(
     shared: &Shared,
     visitor: &Visitor,
@@ -89,29 +96,30 @@ fn begin(
     host: &str,
     mut parts: Parts,
     body: Incoming,
-) -> (Begun, Option<Incoming>) {
+) -> (Begun, Option<Incoming>, Option<Arc<Series>>) {
     if let Some(begun) = https::begin(shared, visitor, origin, host, &parts) {
-        return (Begun::Answered(begun), None);
+        return (Begun::Answered(begun), None, None);
     }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
-        return (Begun::Control(Box::new(parts)), Some(body));
+        return (Begun::Control(Box::new(parts)), Some(body), None);
     }
     let table = shared.table.load();
-    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None) };
+    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None, None) };
     seen.note();
-    match entry {
+    let begun = match entry {
         Entry::Site(site) => match site.answer_at_once(&parts) {
-            Some(answered) => (Begun::Answered(answered), None),
-            None => (Begun::Site(Arc::clone(site), Box::new(parts)), None),
+            Some(answered) => Begun::Answered(answered),
+            None => Begun::Site(Arc::clone(site), Box::new(parts)),
         },
-        Entry::Unhealthy => (Begun::Answered(Err(Problem::Unhealthy)), None),
+        Entry::Unhealthy => Begun::Answered(Err(Problem::Unhealthy)),
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Exchange::new(&parts, host, origin, body);
             let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
-            (Begun::Service(claim, exchange, on_upgrade), None)
+            Begun::Service(claim, exchange, on_upgrade)
         }
-    }
+    };
+    (begun, None, Some(seen.series()))
 }
 
 /// Has the service answer that `host` leads to now; `claim` is on the one it led to at first.

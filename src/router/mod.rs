@@ -14,6 +14,7 @@ mod dispatch;
 mod forward;
 mod headers;
 mod https;
+mod metrics;
 mod origin;
 mod pages;
 mod settings;
@@ -44,6 +45,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::headers::host_of;
+pub use self::metrics::Metrics;
+use self::metrics::Series;
 pub use self::settings::{Https, Limits, RouterConfig, Timeouts};
 use self::site::Files;
 use self::table::RouteTable;
@@ -119,6 +122,9 @@ impl Source {
 struct Shared {
     source: Source,
     files: Arc<Files>,
+    metrics: Metrics,
+    /// Where requests that no route leads anywhere are counted.
+    unrouted: Arc<Series>,
     control: Option<(HostName, axum::Router)>,
     timeouts: Timeouts,
     limits: Limits,
@@ -187,10 +193,13 @@ impl Router {
     }
 
     fn with_source(config: RouterConfig, source: Source) -> (Self, Handle) {
-        let RouterConfig { store_dir, control, https, hosts_changed, trusted, workers, timeouts, limits } = config;
+        let RouterConfig { store_dir, control, https, hosts_changed, trusted, workers, timeouts, limits, metrics } =
+            config;
         let shared = Arc::new(Shared {
             source,
             files: Files::new(store_dir, limits.site_memory_bytes),
+            unrouted: metrics.series(None, workers.get()),
+            metrics,
             control,
             trusted,
             timeouts,
@@ -256,7 +265,8 @@ impl Handle {
         let _one_at_a_time = self.shared.reloading.lock().await;
         let routes = self.shared.source.routes().await?;
         let previous = self.shared.table.load_full();
-        let table = RouteTable::build(&routes, &previous, &self.shared.files, self.shared.workers.len());
+        let table =
+            RouteTable::build(&routes, &previous, &self.shared.files, &self.shared.metrics, self.shared.workers.len());
         let hosts_changed = !table.has_hosts_of(&previous);
         self.shared.table.store(Arc::new(table));
         if hosts_changed {

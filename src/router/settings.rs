@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::metrics::Metrics;
 use crate::model::HostName;
 use crate::wake::Bell;
 
@@ -28,6 +29,8 @@ pub struct RouterConfig {
     pub timeouts: Timeouts,
     /// How much there may be.
     pub limits: Limits,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 impl Default for RouterConfig {
@@ -41,6 +44,7 @@ impl Default for RouterConfig {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            metrics: Metrics::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use super::metrics::{Metrics, Series};
 use super::site::{Files, Site, Tree};
 use super::upstream::Upstream;
 use crate::model::{DeploymentId, Destination, Port, Route, StorePath, TargetId};
@@ -26,9 +27,15 @@ pub(super) enum Entry {
 pub(super) struct Seen {
     target: TargetId,
     asked: AtomicBool,
+    series: Arc<Series>,
 }
 
 impl Seen {
+    /// Where its answers are counted.
+    pub(super) fn series(&self) -> Arc<Series> {
+        Arc::clone(&self.series)
+    }
+
     /// Notes a request.
     pub(super) fn note(&self) {
         // Read first: all who serve a busy target share this line of memory.
@@ -58,7 +65,13 @@ impl RouteTable {
     /// What serves the same deployment at the same place is carried over from `previous`, so that its
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
     /// So does what is in memory of a site's files. `lanes` is how many threads keep connections.
-    pub(super) fn build(routes: &[Route], previous: &Self, files: &Arc<Files>, lanes: usize) -> Self {
+    pub(super) fn build(
+        routes: &[Route],
+        previous: &Self,
+        files: &Arc<Files>,
+        metrics: &Metrics,
+        lanes: usize,
+    ) -> Self {
         let mut trees: HashMap<StorePath, Arc<Tree>> =
             previous.trees().map(|tree| (tree.name().clone(), Arc::clone(tree))).collect();
         let mut tree = |root: &StorePath| Arc::clone(trees.entry(root.clone()).or_insert_with(|| files.tree(root)));
@@ -83,12 +96,14 @@ impl RouteTable {
                     Entry::Site(Arc::new(Site::new(live, previous, *spa)))
                 }
             };
-            let seen = Arc::clone(
-                seen.entry(route.target)
-                    .or_insert_with(|| Arc::new(Seen { target: route.target, asked: AtomicBool::new(false) })),
-            );
+            let fresh = || {
+                let series = metrics.series(Some((route.project.clone(), route.service.clone())), lanes);
+                Arc::new(Seen { target: route.target, asked: AtomicBool::new(false), series })
+            };
+            let seen = Arc::clone(seen.entry(route.target).or_insert_with(fresh));
             hosts.insert(route.host.as_str().into(), Host { entry, seen });
         }
+        metrics.note_table(hosts.len());
         let upstreams = open.values().chain(&closed).map(Arc::downgrade).collect();
         Self { hosts, upstreams }
     }
@@ -154,12 +169,14 @@ mod tests {
             deployment: DeploymentId(deployment),
             destination: Destination::Service { port: port.try_into().unwrap(), health_path: None },
             unhealthy: false,
+            project: "shop".parse().unwrap(),
+            service: "api".parse().unwrap(),
             drain_secs: 30,
         }
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {
-        RouteTable::build(routes, previous, &Files::new("/nix/store".into(), 0), 2)
+        RouteTable::build(routes, previous, &Files::new("/nix/store".into(), 0), &Metrics::default(), 2)
     }
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use super::artifacts::settings_from_json;
 use super::{Store, StoreError, during};
-use crate::model::{DeploymentId, Destination, HealthCheck, HostName, Port, Route, Settings, StorePath, TargetId};
+use crate::model::{
+    DeploymentId, Destination, HealthCheck, HostName, Port, ProjectName, Route, ServiceName, Settings, StorePath,
+    TargetId,
+};
 
 impl Store {
     /// Every route with something live behind it.
@@ -13,11 +16,13 @@ impl Store {
     /// When the database refuses.
     pub async fn routes(&self) -> Result<Vec<Route>, StoreError> {
         let rows = sqlx::query!(
-            r#"select r.host as "host!: HostName", r.target_id as "target!: TargetId", d.id as "deployment!: DeploymentId", a.settings,
+            r#"select r.host as "host!: HostName", r.target_id as "target!: TargetId",
+               br.project as "project!: ProjectName", t.name as "service!: ServiceName", d.id as "deployment!: DeploymentId", a.settings,
                a.store_path as "store_path!: StorePath", p.port as "port?: Port", d.unhealthy is not null as "unhealthy!: bool"
                from routes r
                join deployments d on d.id = r.deployment_id
                join targets t on t.id = d.target_id
+               join branches br on br.id = t.branch_id
                join artifacts a on a.build_id = d.build_id and a.name = t.name
                left join ports p on p.deployment_id = d.id
                where d.state = 'live'
@@ -49,6 +54,8 @@ impl Store {
             routes.push(Route {
                 host: row.host,
                 target: row.target,
+                project: row.project,
+                service: row.service,
                 deployment: row.deployment,
                 destination,
                 unhealthy: row.unhealthy,

@@ -67,6 +67,7 @@ impl Harness {
         let store = Store::open(&dir.path().join("kennel.db")).await.unwrap();
         store.note_projects(config.projects.keys()).await.unwrap();
         let api = Api {
+            metrics: Arc::new(|| "kennel_routes 0\n".to_owned()),
             store,
             machine: Arc::new(FakeMachine::new(|_| FakeBuild::default())),
             config: Arc::new(ArcSwap::from_pointee(config)),

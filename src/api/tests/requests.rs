@@ -43,6 +43,17 @@ async fn bad_requests_get_problems_that_name_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn metrics_are_text_for_operators() {
+    let harness = Harness::new().await;
+    let page = harness.get("/metrics").await;
+    assert_eq!((page.status, page.text.as_str()), (200, "kennel_routes 0\n"));
+    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    if let Some(status) = curl_as(NOBODY, &[&format!("http://{}/metrics", harness.tcp)]).await {
+        assert_eq!(status, "403");
+    }
+}
+
+#[tokio::test]
 async fn the_health_page_is_for_everybody() {
     let harness = Harness::new().await;
     assert_eq!(harness.tcp("GET", "/healthz", &[("host", "anything")], "").await.json(), json!({ "status": "ok" }));

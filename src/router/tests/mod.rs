@@ -3,6 +3,7 @@
 mod differential;
 mod exchanges;
 mod limits;
+mod metrics;
 mod proxies;
 mod reuse;
 mod site_memory;
@@ -179,6 +180,8 @@ impl Answer {
 fn route_to(deployment: i64, port: Port) -> Route {
     Route {
         unhealthy: false,
+        project: "shop".parse().unwrap(),
+        service: "api".parse().unwrap(),
         target: TargetId(deployment),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),

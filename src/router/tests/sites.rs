@@ -21,6 +21,8 @@ pub(super) fn site_after(deployment: i64, root: &str, previous: &[&str], spa: bo
     let previous = previous.iter().map(|root| root.parse().unwrap()).collect();
     vec![Route {
         unhealthy: false,
+        project: "shop".parse().unwrap(),
+        service: "api".parse().unwrap(),
         target: TargetId(1),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),

@@ -75,6 +75,7 @@ impl Fixture {
 
     fn serve(&mut self, config: Config) {
         let app = api::router(Api {
+            metrics: Arc::new(String::new),
             store: self.store.clone(),
             machine: Arc::new(self.machine.clone()),
             config: Arc::new(ArcSwap::from_pointee(config)),
