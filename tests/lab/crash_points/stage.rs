@@ -56,11 +56,7 @@ impl Stage {
         let config = LabConfig::of(projects).section(&valkey.section()).section(&postgres.section());
         let lab = Lab::prepare(config.head("prune_projects = true")).await;
         fs::create_dir_all(DROP_IN).unwrap();
-        // Without `ExecReload=`: systemd 257 does not notice the end of a daemon that reloads while that command runs,
-        // but waits out `TimeoutStartSec=`.
-        let text = format!(
-            "[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nExecReload=\nRestart=no\nEnvironmentFile=-{ARMED}\n"
-        );
+        let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nRestart=no\nEnvironmentFile=-{ARMED}\n");
         fs::write(Path::new(DROP_IN).join("crash.conf"), text).unwrap();
         let _ = fs::remove_file(ARMED);
         machine::ok("systemctl", &["daemon-reload"]).await;
