@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -134,10 +135,7 @@ where
     let mut io =
         Io { stream, first: Bytes::new(), visitor: Arc::clone(&visitor), limit: shared.timeouts.idle, stalled: None };
     loop {
-        let service = service_fn(|request| {
-            let answering = dispatch::answer(&shared, &visitor, request);
-            async move { Ok::<_, Infallible>(answering.await) }
-        });
+        let service = service_fn(|request| dispatch::answer(&shared, &visitor, request).map(Ok::<_, Infallible>));
         // In a box, so that nothing of it is left once it is parked.
         let mut http = Box::new(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
         let mut closing = false;
