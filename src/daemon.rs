@@ -180,6 +180,7 @@ impl Running {
                 control,
                 workers,
                 trusted: now.router.trusted_proxies.clone(),
+                access_log: now.router.access_log,
                 metrics,
                 ..defaults
             },

@@ -12,8 +12,8 @@ use super::served;
 use super::table::{Item, Table};
 use super::words::quoted;
 use super::{
-    AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, Expiry, RouterConfig,
-    SystemdConfig, UpkeepConfig,
+    AccessLog, AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, Expiry,
+    RouterConfig, SystemdConfig, UpkeepConfig,
 };
 use crate::model::{HostName, ProjectName};
 
@@ -89,6 +89,8 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| NonZeroUsize::new(usize::try_from(n).ok()?));
     let workers = table.maybe("workers", count);
     let trusted_proxies = table.or("trusted_proxies", Vec::new(), |item| item.each(network));
+    let words = [("off", AccessLog::Off), ("errors", AccessLog::Errors), ("all", AccessLog::All)];
+    let access_log = table.or("access_log", AccessLog::Off, |item| item.one_of(&words));
     let seconds = Duration::from_secs;
     let monitor_interval = table.or("monitor_interval", seconds(30), |item| item.duration(seconds(1)..=seconds(3_600)));
     if let (Some(http), Some(Some(https))) = (http, https)
@@ -101,6 +103,7 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
         http: http?,
         https: https?,
         workers: workers?,
+        access_log: access_log?,
         monitor_interval: monitor_interval?,
         trusted_proxies: trusted_proxies?,
     })

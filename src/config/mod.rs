@@ -98,9 +98,23 @@ pub struct RouterConfig {
     /// The proxies in front of kennel, as addresses or networks such as `10.0.0.0/8`: what they say of visitors in
     /// `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Port` counts. Default: none.
     pub trusted_proxies: Vec<IpNet>,
+    /// Which requests get a line in the journal: `all`, those answered by a status of 500 or more (`errors`), or none
+    /// (`off`). Default: `off`; the journal drops lines when there are too many, other ones too.
+    pub access_log: AccessLog,
     /// How often each live service is asked for its health: 1 s to 1 h. Default: 30 s. After three failures in a row it
     /// gets no visitors until it answers again.
     pub monitor_interval: Duration,
+}
+
+/// Which requests get a line in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// None.
+    Off,
+    /// Those that were answered by a status of 500 or more.
+    Errors,
+    /// All.
+    All,
 }
 
 /// `[builder]`.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
 
+use super::access_log::Line;
 use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
@@ -56,8 +57,10 @@ pub(super) fn answer(
     let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
     let named = visitor.is_proxy.then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
+    let origin = named.as_deref().unwrap_or(&visitor.origin);
+    let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
     let (begun, body, series) = match &host {
-        Ok(host) => begin(shared, visitor, named.as_deref().unwrap_or(&visitor.origin), host, parts, body),
+        Ok(host) => begin(shared, visitor, origin, host, parts, body),
         Err(problem) => (Begun::Answered(Err(problem.clone())), None, None),
     };
     let series = series.unwrap_or_else(|| Arc::clone(&shared.unrouted));
@@ -83,7 +86,7 @@ pub(super) fn answer(
         if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let tally = series.tally(visitor.lane, begun_at, response.status());
+        let tally = series.tally(visitor.lane, begun_at, response.status(), line);
         response.map(|body| body.during(turn, tally))
     }
 }

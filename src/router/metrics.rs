@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use super::access_log::Line;
 use super::pages::Problem;
 use crate::model::{ProjectName, ServiceName};
 
@@ -66,6 +67,7 @@ pub(super) struct Tally {
     begun: Instant,
     status: StatusCode,
     bytes: u64,
+    line: Option<Box<Line>>,
 }
 
 impl Metrics {
@@ -146,9 +148,15 @@ impl Drop for Connected {
 }
 
 impl Series {
-    /// Begins to count an answer with this status to a request that came at `begun`.
-    pub(super) fn tally(self: Arc<Self>, lane: usize, begun: Instant, status: StatusCode) -> Tally {
-        Tally { series: self, lane, begun, status, bytes: 0 }
+    /// Begins to count an answer with this status to a request that came at `begun`; `line` is written in the end.
+    pub(super) fn tally(
+        self: Arc<Self>,
+        lane: usize,
+        begun: Instant,
+        status: StatusCode,
+        line: Option<Box<Line>>,
+    ) -> Tally {
+        Tally { series: self, lane, begun, status, bytes: 0, line }
     }
 
     /// Counts why a service gave no answer, if that is why.
@@ -182,6 +190,9 @@ impl Drop for Tally {
         }
         cell.micros.fetch_add(micros, Ordering::Relaxed);
         cell.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        if let Some(line) = &self.line {
+            line.write(self.status, self.bytes, took);
+        }
     }
 }
 

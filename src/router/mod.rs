@@ -7,6 +7,7 @@
 //! begun, so nothing lands on a service that is being stopped.
 
 mod accept;
+mod access_log;
 mod body;
 mod client;
 mod connection;
@@ -52,6 +53,7 @@ use self::site::Files;
 use self::table::RouteTable;
 pub use self::tls::{Certificate, CertificateError, Certificates, Challenge, Offer};
 use self::worker::Worker;
+use crate::config::AccessLog;
 use crate::model::{DeploymentId, HostName, Route, TargetId};
 use crate::places::Places;
 use crate::store::{Store, StoreError};
@@ -123,6 +125,7 @@ struct Shared {
     source: Source,
     files: Arc<Files>,
     metrics: Metrics,
+    access_log: AccessLog,
     /// Where requests that no route leads anywhere are counted.
     unrouted: Arc<Series>,
     control: Option<(HostName, axum::Router)>,
@@ -193,13 +196,24 @@ impl Router {
     }
 
     fn with_source(config: RouterConfig, source: Source) -> (Self, Handle) {
-        let RouterConfig { store_dir, control, https, hosts_changed, trusted, workers, timeouts, limits, metrics } =
-            config;
+        let RouterConfig {
+            store_dir,
+            control,
+            https,
+            hosts_changed,
+            trusted,
+            workers,
+            timeouts,
+            limits,
+            metrics,
+            access_log,
+        } = config;
         let shared = Arc::new(Shared {
             source,
             files: Files::new(store_dir, limits.site_memory_bytes),
             unrouted: metrics.series(None, workers.get()),
             metrics,
+            access_log,
             control,
             trusted,
             timeouts,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::metrics::Metrics;
+use crate::config::AccessLog;
 use crate::model::HostName;
 use crate::wake::Bell;
 
@@ -29,6 +30,8 @@ pub struct RouterConfig {
     pub timeouts: Timeouts,
     /// How much there may be.
     pub limits: Limits,
+    /// Which requests get a line in the journal.
+    pub access_log: AccessLog,
     /// Where it counts.
     pub metrics: Metrics,
 }
@@ -44,6 +47,7 @@ impl Default for RouterConfig {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            access_log: AccessLog::Off,
             metrics: Metrics::default(),
         }
     }

@@ -33,6 +33,7 @@ fn the_daemons_file_of_the_design_is_read_whole() {
     let proxies: Vec<_> = config.router.trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(proxies, ["127.0.0.1/32", "10.0.0.0/8"]);
     assert_eq!(config.router.monitor_interval, Duration::from_secs(10));
+    assert_eq!(config.router.access_log, AccessLog::Errors);
     let project = &config.projects[&"myproject".parse().unwrap()];
     assert_eq!(project.repo_type, RepoType::Forgejo);
     assert_eq!(project.git_access, GitAccess::Token { token_file: "/run/secrets/myproject-git".into() });
@@ -53,6 +54,7 @@ fn all_but_the_base_domain_has_a_default() {
     assert_eq!((config.router.http.to_string().as_str(), config.router.https), ("0.0.0.0:80", None));
     assert_eq!((config.router.workers, config.router.trusted_proxies.len()), (None, 0));
     assert_eq!((config.router.workers, config.router.monitor_interval), (None, Duration::from_secs(30)));
+    assert_eq!(config.router.access_log, AccessLog::Off);
     assert_eq!(config.builder.max_concurrent_builds, 2);
     assert_eq!(config.builder.timeout, Duration::from_secs(3_600));
     assert_eq!((config.builder.memory_max_bytes, config.builder.tasks_max), (4 << 30, 1024));

@@ -21,6 +21,7 @@ token_file = "/run/secrets/kennel-token"
 workers = 3
 trusted_proxies = ["127.0.0.1", "10.0.0.0/8"]
 monitor_interval = "10s"
+access_log = "errors"
 http = "0.0.0.0:80"
 https = "0.0.0.0:443"
 

@@ -1,5 +1,6 @@
 //! The router on real sockets: services are small servers on loopback, visitors write what they mean to send.
 
+mod access_log;
 mod differential;
 mod exchanges;
 mod limits;
