@@ -70,6 +70,39 @@ in
       role has CREATEDB and CREATEROLE.
     '';
 
+    tls.certificates = mkOption {
+      type = types.nullOr (
+        types.listOf (
+          types.submodule {
+            options = {
+              certificate_file = mkOption {
+                type = types.externalPath;
+                example = "/var/lib/acme/shop.example.com/fullchain.pem";
+                description = "The certificate and those above it, as PEM text.";
+              };
+              key_file = mkOption {
+                type = types.externalPath;
+                example = "/var/lib/acme/shop.example.com/key.pem";
+                description = "Its private key, as PEM text.";
+              };
+            };
+          }
+        )
+      );
+      default = null;
+      description = ''
+        Certificates that something else keeps, such as `security.acme`. kennel reads them again when they change, and
+        orders none for the hosts they cover.
+      '';
+    };
+
+    acme.ca_file = mkOption {
+      type = types.nullOr types.externalPath;
+      default = null;
+      example = "/etc/kennel/private-ca.pem";
+      description = "The root certificate of a certificate authority of your own, which orders certificates by ACME.";
+    };
+
     dns.token_file = secretFile "The file of the token that may change DNS records.";
   };
 }

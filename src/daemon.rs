@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::api::{self, Api};
 use crate::builder::{self, Builder};
+use crate::certificates::{self, Keeper};
 use crate::config::{self, Config};
 use crate::crash::{self, Point};
 use crate::deployer::{self, Deployer, Interrupt};
@@ -107,8 +108,11 @@ pub struct Running {
     secrets: webhook::Secrets,
     builder: Bell,
     deployer: Bell,
+    certificates: Bell,
     /// Where the router listens.
     pub router_addr: SocketAddr,
+    /// Where it listens for HTTPS, if anywhere.
+    pub https_addr: Option<SocketAddr>,
     /// Where the API listens.
     pub api_addr: SocketAddr,
     shutdown: CancellationToken,
@@ -136,6 +140,7 @@ impl Running {
         crash::point(Point::StartOpened);
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
+        let certificates_bell = Bell::default();
         let run = RunId::fresh();
         let shared: config::Shared = Arc::new(ArcSwap::from_pointee(config));
         let now = shared.load_full();
@@ -178,6 +183,8 @@ impl Running {
             router::RouterConfig {
                 store_dir: parts.store_dir,
                 control,
+                https: https(&now),
+                hosts_changed: certificates_bell.clone(),
                 workers,
                 trusted: now.router.trusted_proxies.clone(),
                 access_log: now.router.access_log,
@@ -210,13 +217,26 @@ impl Running {
 
         handle.reload().await.context("cannot build the first route table")?;
         let public = bind(now.router.http).await?;
+        let secure = match now.router.https {
+            Some(https) => vec![bind(https).await?],
+            None => Vec::new(),
+        };
         let tcp = bind(now.api.listen).await?;
         let unix = api::listen_unix(&parts.socket, api::GROUP)
             .with_context(|| format!("cannot listen on {}", parts.socket.display()))?;
         let (router_addr, api_addr) = (public.local_addr()?, tcp.local_addr()?);
+        let https_addr = secure.first().map(TcpListener::local_addr).transpose()?;
+        let certificates = certificates::Context {
+            store: store.clone(),
+            router: handle.clone(),
+            config: shared.clone(),
+            bell: certificates_bell.clone(),
+        };
+        // Before anybody is served by TLS.
+        let keeper = Keeper::start(certificates).await.context("cannot read the certificates there are")?;
 
         let mut surfaces = JoinSet::new();
-        let listeners = router::Listeners { http: vec![public], https: Vec::new() };
+        let listeners = router::Listeners { http: vec![public], https: secure };
         surfaces.spawn(router.run(listeners, shutdown.clone()));
         surfaces.spawn({
             let (app, intake) = (app.clone(), intake.clone());
@@ -237,6 +257,7 @@ impl Running {
         crash::point(Point::StartReconciled);
         let mut loops = JoinSet::new();
         loops.spawn(reconciler.clone().run(intake.clone()));
+        loops.spawn(keeper.run(intake.clone()));
         loops.spawn(DatabaseKeeper::new(deployer.clone()).run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
@@ -248,7 +269,9 @@ impl Running {
             secrets,
             builder: builder_bell,
             deployer: deployer_bell,
+            certificates: certificates_bell,
             router_addr,
+            https_addr,
             api_addr,
             shutdown,
             intake,
@@ -287,6 +310,7 @@ impl Running {
         self.config.store(Arc::new(config));
         self.deployer.ring();
         self.builder.ring();
+        self.certificates.ring();
         crash::point(Point::ReloadDone);
         Ok(())
     }
@@ -300,6 +324,12 @@ impl Running {
         while self.surfaces.join_next().await.is_some() {}
         self.store.close().await;
     }
+}
+
+/// How the router treats those who come by TLS, and those who could.
+fn https(config: &Config) -> router::Https {
+    let redirect_to = config.router.https.map(|https| https.port()).filter(|_| config.tls.redirect);
+    router::Https { redirect_to, hsts: config.tls.hsts }
 }
 
 /// Opens the database. On a full disk that takes what is kept in reserve for it.

@@ -15,6 +15,7 @@
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | [`router`] requests to upstreams |
+//! | 4 | [`certificates`] what the router shows by TLS |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`monitor`] · [`api`]: the stages, which do not know each other |
 //! | 5 | [`reconciler`] rows against machine |
 //! | 6 | [`daemon`] everything, started and stopped in order |
@@ -35,6 +36,7 @@ pub mod router;
 
 pub mod api;
 pub mod builder;
+pub mod certificates;
 pub mod deployer;
 pub mod monitor;
 pub mod webhook;

@@ -77,10 +77,7 @@ fn summary(config: &Config) -> String {
 /// Where the forge is to deliver to.
 fn webhook(config: &Config, project: &ProjectConfig) -> String {
     match &config.control_domain {
-        Some(domain) => {
-            let scheme = if config.router.https.is_some() { "https" } else { "http" };
-            format!("{scheme}://{domain}/webhook/{}", project.name)
-        }
+        Some(domain) => format!("{}/webhook/{}", config.url_of(domain), project.name),
         None => format!("http://{}/webhook/{}", config.api.listen, project.name),
     }
 }
@@ -138,7 +135,7 @@ mod tests {
     "#);
         assert_eq!(
             answer.stderr,
-            "note: `router.https` is checked, but this version of kennel does not act on it yet\n"
+            "note: `router.https` turns everybody away: add `[acme]` or `[[tls.certificates]]`\n"
         );
     }
 

@@ -12,8 +12,8 @@ use super::served;
 use super::table::{Item, Table};
 use super::words::quoted;
 use super::{
-    AccessLog, AcmeConfig, ApiConfig, BuilderConfig, Config, DatabaseConfig, DnsConfig, DnsProvider, Expiry,
-    RouterConfig, SystemdConfig, UpkeepConfig,
+    AccessLog, AcmeChallenge, AcmeConfig, ApiConfig, BuilderConfig, CertificateFiles, Config, DatabaseConfig,
+    DnsConfig, DnsProvider, Expiry, RouterConfig, SystemdConfig, TlsConfig, UpkeepConfig,
 };
 use crate::model::{HostName, ProjectName};
 
@@ -34,10 +34,18 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
     let projects = projects.map_or(Some(BTreeMap::new()), |item| served::projects(item, base_domain.as_ref()));
     let valkey = root.maybe("valkey", database);
     let postgres = root.maybe("postgres", database);
+    let tls = root.section("tls").and_then(tls);
     let acme = root.maybe("acme", acme);
     let dns = root.maybe("dns", dns);
     if let (Some(base), Some(Some(control)), Some(projects)) = (&base_domain, &control_domain, &projects) {
         check_control_domain(root, base, control, projects.keys());
+    }
+    if let (Some(RouterConfig { https: None, .. }), Some(tls), Some(acme)) = (&router, &tls, &acme) {
+        let unused = [("tls", !tls.certificates.is_empty() || tls.hsts.is_some()), ("acme", acme.is_some())];
+        for (key, _) in unused.iter().filter(|(_, given)| *given) {
+            let hint = "write https = \"0.0.0.0:443\" below [router]".to_owned();
+            root.fault(key, "is of no use without `router.https`", Some(hint));
+        }
     }
     Some(Config {
         base_domain: base_domain?,
@@ -52,6 +60,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
         projects: projects?,
         valkey: valkey?,
         postgres: postgres?,
+        tls: tls?,
         acme: acme?,
         dns: dns?,
     })
@@ -153,7 +162,24 @@ fn acme(item: Item<'_, '_>) -> Option<AcmeConfig> {
     let email = table.required("email").and_then(email);
     let directory = table.or("directory", LETS_ENCRYPT.to_owned(), directory);
     let ca_file = table.maybe("ca_file", Item::path);
-    Some(AcmeConfig { email: email?, directory: directory?, ca_file: ca_file? })
+    let challenges = [("http-01", AcmeChallenge::Http01), ("tls-alpn-01", AcmeChallenge::TlsAlpn01)];
+    let challenge = table.or("challenge", AcmeChallenge::Http01, |item| item.one_of(&challenges));
+    Some(AcmeConfig { email: email?, directory: directory?, ca_file: ca_file?, challenge: challenge? })
+}
+
+fn tls(mut table: Table<'_, '_>) -> Option<TlsConfig> {
+    let years = |n: u64| Duration::from_secs(n * 365 * 86_400);
+    let redirect = table.or("redirect", true, Item::boolean);
+    let hsts = table.maybe("hsts", |item| item.duration(Duration::from_secs(1)..=years(2)));
+    let certificates = table.or("certificates", Vec::new(), |item| item.each(certificate));
+    Some(TlsConfig { redirect: redirect?, hsts: hsts?, certificates: certificates? })
+}
+
+fn certificate(item: Item<'_, '_>) -> Option<CertificateFiles> {
+    let mut table = item.table()?;
+    let certificate_file = table.required("certificate_file").and_then(Item::path);
+    let key_file = table.required("key_file").and_then(Item::path);
+    Some(CertificateFiles { certificate_file: certificate_file?, key_file: key_file? })
 }
 
 fn dns(item: Item<'_, '_>) -> Option<DnsConfig> {

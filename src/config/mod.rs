@@ -71,7 +71,9 @@ pub struct Config {
     pub valkey: Option<DatabaseConfig>,
     /// The PostgreSQL server of preview databases.
     pub postgres: Option<DatabaseConfig>,
-    /// Where certificates come from.
+    /// Certificates from files, and what goes with HTTPS.
+    pub tls: TlsConfig,
+    /// Where other certificates come from.
     pub acme: Option<AcmeConfig>,
     /// Where DNS records are made.
     pub dns: Option<DnsConfig>,
@@ -171,6 +173,28 @@ pub struct DatabaseConfig {
     pub url_file: PathBuf,
 }
 
+/// `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Whether visitors of plain HTTP are sent to HTTPS, where their host has a certificate. Default: yes. Read at
+    /// start.
+    pub redirect: bool,
+    /// For how long browsers are told to come by HTTPS only: `hsts`, 1 s to 2 years. Default: they are not told. Read
+    /// at start.
+    pub hsts: Option<Duration>,
+    /// Certificates that something else keeps: `[[tls.certificates]]`. For hosts they cover none is ordered.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// One of `[[tls.certificates]]`, both as PEM text. They are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate and those above it: `fullchain.pem` of NixOS's `security.acme`.
+    pub certificate_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
 /// `[acme]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcmeConfig {
@@ -178,8 +202,20 @@ pub struct AcmeConfig {
     pub email: String,
     /// The CA's directory. Default: that of Let's Encrypt.
     pub directory: String,
-    /// The root certificate of a CA of one's own.
+    /// The root certificate by which the directory's own is checked, for a CA of one's own. Default: those the system
+    /// trusts.
     pub ca_file: Option<PathBuf>,
+    /// How the CA is shown that a host is ours. Default: `http-01`.
+    pub challenge: AcmeChallenge,
+}
+
+/// How a CA is shown that a host is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcmeChallenge {
+    /// By an answer on port 80 (RFC 8555, section 8.3).
+    Http01,
+    /// By a certificate on port 443 (RFC 8737).
+    TlsAlpn01,
 }
 
 /// `[dns]`.
@@ -226,13 +262,18 @@ pub fn parse(text: &str) -> Result<Config, Faults> {
 }
 
 impl Config {
-    /// Where visitors find a host of this daemon's.
+    /// Where visitors find a host of this daemon's: by HTTPS once there are certificates.
     #[must_use]
     pub fn url_of(&self, host: &HostName) -> String {
-        match self.router.http.port() {
-            80 => format!("http://{host}"),
-            port => format!("http://{host}:{port}"),
-        }
+        let (scheme, port, usual) = match self.router.https.filter(|_| self.has_certificates()) {
+            Some(https) => ("https", https.port(), 443),
+            None => ("http", self.router.http.port(), 80),
+        };
+        if port == usual { format!("{scheme}://{host}") } else { format!("{scheme}://{host}:{port}") }
+    }
+
+    fn has_certificates(&self) -> bool {
+        self.acme.is_some() || !self.tls.certificates.is_empty()
     }
 
     /// When a service or site of this project and environment expires. What is of a project that this file does not
@@ -247,7 +288,7 @@ impl Config {
         }
     }
 
-    /// What the file asks for that this version of kennel accepts and does not yet act on.
+    /// What the file asks for that this version of kennel accepts and does not yet act on, or that does no good.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         let mut keys = Vec::new();
@@ -256,9 +297,10 @@ impl Config {
                 keys.push(format!("`{key}` is checked, but this version of kennel does not act on it yet"));
             }
         };
-        note("router.https".to_owned(), self.router.https.is_some());
-        note("acme".to_owned(), self.acme.is_some());
         note("dns".to_owned(), self.dns.is_some());
+        if self.router.https.is_some() && !self.has_certificates() {
+            keys.push("`router.https` turns everybody away: add `[acme]` or `[[tls.certificates]]`".to_owned());
+        }
         keys
     }
 }

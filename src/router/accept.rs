@@ -125,7 +125,8 @@ impl Door<'_> {
             }
             Scheme::Https => {
                 self.shared.tasks.spawn(async move {
-                    let greeted = tls::handshake(&shared, stream, &watch).await;
+                    // In a box, so that nothing of it is left once it is over.
+                    let greeted = Box::pin(tls::handshake(&shared, stream, &watch)).await;
                     let Some((stream, secured)) = greeted else { return };
                     let origin = Origin::new(peer.ip(), port, "https");
                     let visitor = Visitor::new(peer, origin, proxy, lane, watch, places).secured(secured);

@@ -8,6 +8,7 @@
 mod allocations;
 mod artifacts;
 mod builds;
+mod certificates;
 mod databases;
 mod deliveries;
 mod deployments;
@@ -33,6 +34,7 @@ use group_commit::GroupCommit;
 
 pub use artifacts::{Artifact, NewArtifact};
 pub use builds::{BuildOutcome, ClaimedBuild};
+pub use certificates::{AuthorityAway, CertificateRow, FailedTry, Issued};
 pub use databases::{PostgresDatabase, ValkeyNumber};
 pub use deliveries::{Accepted, Delivery, Push, Removal};
 pub use deployments::{ClaimedDeployment, Claims, LiveSite, OpenService};

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("deployer", 4),
     ("api", 4),
     ("monitor", 4),
+    ("certificates", 4),
     ("reconciler", 5),
     ("daemon", 6),
     ("cli", 7),
@@ -34,6 +35,8 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("webhook", &["crash", "model", "config", "wake", "telemetry", "places", "store"]),
     // Builds end in rows; traffic is the deployer's.
     ("builder", &["crash", "model", "config", "wake", "telemetry", "store", "host"]),
+    // Certificates are files and rows; the router is told which there are.
+    ("certificates", &["model", "config", "wake", "telemetry", "store", "host", "router"]),
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.

@@ -98,6 +98,9 @@ fn named(config: &Config) -> Vec<Named> {
             add(key.to_owned(), &database.url_file, Kind::Own);
         }
     }
+    for (number, files) in config.tls.certificates.iter().enumerate() {
+        add(format!("tls.certificates[{number}].key_file"), &files.key_file, Kind::Own);
+    }
     if let Some(dns) = &config.dns {
         add("dns.token_file".to_owned(), &dns.token_file, Kind::Own);
     }

@@ -122,7 +122,7 @@ KEY = "hunter2"
     insta::assert_snapshot!(faults, @r#"
     line 1: `base_domain`: host name "Example.com" may hold only `a` to `z`, `0` to `9`, `-` and `.`
     line 2: `state_dir`: is not an absolute path: it does not begin with `/`
-    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `systemd`, `projects`, `valkey`, `postgres`, `acme`, `dns`
+    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `systemd`, `projects`, `valkey`, `postgres`, `tls`, `acme`, `dns`
     line 6: `router.htpps`: unknown key; did you mean `https`?
     line 9: `builder.timeout`: "1 hour" is not a time; write it like "1h", "30m" or "90s"
     line 10: `builder.max_concurrent_builds`: 0 is not between 1 and 64
@@ -174,6 +174,32 @@ fn a_project_may_expire_later_than_others_and_prod_never_does() {
     }
     let default = parse("base_domain = \"a.b\"").unwrap().upkeep;
     assert_eq!((default.expire_after, default.keep_for), (days(7), Duration::from_secs(30 * 86_400)));
+}
+
+#[test]
+fn certificates_come_from_files_and_from_an_authority() {
+    let text = "base_domain = \"a.b\"\n[router]\nhttps = \"0.0.0.0:443\"\n[tls]\nhsts = \"30d\"\nredirect = false\n\
+                [[tls.certificates]]\ncertificate_file = \"/var/lib/acme/a.b/fullchain.pem\"\n\
+                key_file = \"/var/lib/acme/a.b/key.pem\"\n\
+                [acme]\nemail = \"ops@a.b\"\nchallenge = \"tls-alpn-01\"";
+    let config = parse(text).unwrap();
+    assert_eq!((config.tls.redirect, config.tls.hsts), (false, Some(Duration::from_secs(30 * 86_400))));
+    assert_eq!(config.tls.certificates[0].key_file, PathBuf::from("/var/lib/acme/a.b/key.pem"));
+    assert_eq!(config.acme.as_ref().unwrap().challenge, AcmeChallenge::TlsAlpn01);
+    assert_eq!(config.notices(), Vec::<String>::new());
+    let bare = parse("base_domain = \"a.b\"").unwrap();
+    assert_eq!(bare.tls, TlsConfig { redirect: true, hsts: None, certificates: Vec::new() });
+}
+
+#[test]
+fn visitors_are_told_of_https_once_there_are_certificates() {
+    let url =
+        |lines: &str| parse(&format!("base_domain = \"a.b\"\n{lines}")).unwrap().url_of(&"x.a.b".parse().unwrap());
+    let certificates = "[[tls.certificates]]\ncertificate_file = \"/c\"\nkey_file = \"/k\"";
+    assert_eq!(url(""), "http://x.a.b");
+    assert_eq!(url("[router]\nhttp = \"[::]:8080\"\nhttps = \"[::]:8443\""), "http://x.a.b:8080");
+    assert_eq!(url("[router]\nhttps = \"[::]:443\"\n[acme]\nemail = \"o@a.b\""), "https://x.a.b");
+    assert_eq!(url(&format!("[router]\nhttps = \"[::]:8443\"\n{certificates}")), "https://x.a.b:8443");
 }
 
 #[test]
@@ -254,6 +280,17 @@ fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str
     "base_domain = \"a.b\"\ncontrol_domain = \"x.p.a.b\"\n[projects.p]\nrepo_url = \"https://h/p\"\nrepo_type = \"github\"\nwebhook_secret_file = \"/s\"",
     "lies among the hostnames of project `p`"
 )]
+#[case("base_domain = \"a.b\"\n[tls]\nhsts = \"1d\"", "`tls`: is of no use without `router.https`")]
+#[case("base_domain = \"a.b\"\n[acme]\nemail = \"o@a.b\"", "`acme`: is of no use without `router.https`")]
+#[case(
+    "base_domain = \"a.b\"\n[acme]\nemail = \"o@a.b\"\nchallenge = \"dns\"",
+    "is not one of `http-01`, `tls-alpn-01`"
+)]
+#[case("base_domain = \"a.b\"\n[tls]\nhsts = \"9999d\"", "is not between 1 s and 63072000 s")]
+#[case(
+    "base_domain = \"a.b\"\n[[tls.certificates]]\ncertificate_file = \"/c\"",
+    "`tls.certificates[0].key_file`: is missing"
+)]
 #[case("base_domain = \"a.b\"\n[acme]\nemail = \"ops\"\ndirectory = \"http://x\"", "is not an e-mail address")]
 #[case("base_domain = \"a.b\"\n[builder]\ntimeout = \"99d\"", "is not between 1 s and 86400 s")]
 #[case("base_domain = \"a.b\"\n[builder]\nmin_free = \"2 GB\"", "\"2 GB\" is not a size")]
@@ -270,8 +307,6 @@ fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &
 #[test]
 fn what_this_version_does_not_act_on_is_said() {
     insta::assert_snapshot!(parse(DAEMON).unwrap().notices().join("\n"), @r#"
-    `router.https` is checked, but this version of kennel does not act on it yet
-    `acme` is checked, but this version of kennel does not act on it yet
     `dns` is checked, but this version of kennel does not act on it yet
     "#);
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"

@@ -48,7 +48,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Puts a file in place, whole or not at all, and on the disk before it returns.
-pub(super) fn replace_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn replace_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let (draft, file) = write_draft(path, bytes, mode)?;
     file.sync_all()?;
     crash::point(Point::FileDrafted);
@@ -66,13 +66,13 @@ pub(super) fn replace_link(path: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Removes a file or link, and what an interrupted [`replace`] of it left.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_file(draft(path)))?;
     unless_missing(fs::remove_file(path))
 }
 
 /// Removes a directory and all below it, without following links.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_dir_all(path))
 }
 

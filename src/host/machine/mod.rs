@@ -6,7 +6,7 @@
 pub mod layout;
 pub mod render;
 
-mod files;
+pub(crate) mod files;
 mod garbage;
 mod journal;
 mod proc;

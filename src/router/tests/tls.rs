@@ -316,7 +316,10 @@ async fn a_certificate_authority_is_shown_the_answer_to_tls_alpn_01_and_visitors
     let proof = certificate(&[HOST]);
     let authority = || Visit::trusting(&[&proof]).offering(&["acme-tls/1"]);
     assert_eq!(authority().alert(&doors, HOST).await, AlertDescription::AccessDenied);
-    let shown = Arc::new(Certificate::read(proof.chain.as_bytes(), proof.key.as_bytes()).unwrap());
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(proof.key.as_bytes()).unwrap();
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(proof.chain.as_bytes()).unwrap()];
+    let shown = Arc::new(rustls::sign::CertifiedKey::new(chain, key));
     let offer = doors.front.handle.offer(&HOST.parse().unwrap(), Challenge::Alpn(shown));
     let mut connection = authority().connect(&doors, HOST).await;
     assert_eq!(connection.0.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));

@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::certificate::Certificate;
-
 /// The protocol by which a connection asks for the answer of tls-alpn-01 (RFC 8737, section 6.2).
 pub(super) const ALPN: &[u8] = b"acme-tls/1";
 /// Below which path the answers of http-01 lie (RFC 8555, section 8.3).
@@ -26,7 +24,7 @@ pub enum Challenge {
         answer: String,
     },
     /// tls-alpn-01: the certificate to be shown on port 443.
-    Alpn(Arc<Certificate>),
+    Alpn(Arc<CertifiedKey>),
 }
 
 /// The challenges that are being answered, one for each host. Clones share them.
@@ -69,7 +67,7 @@ impl Challenges {
         }
     }
 
-    fn certificate_for(&self, host: &str) -> Option<Arc<Certificate>> {
+    fn certificate_for(&self, host: &str) -> Option<Arc<CertifiedKey>> {
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
             Some(Offered { challenge: Challenge::Alpn(certificate), .. }) => Some(Arc::clone(certificate)),
             _ => None,
@@ -93,8 +91,7 @@ impl Drop for Offer {
 
 impl ResolvesServerCert for Challenges {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let certificate = self.certificate_for(&hello.server_name()?.to_ascii_lowercase())?;
-        Some(Arc::clone(certificate.key()))
+        self.certificate_for(&hello.server_name()?.to_ascii_lowercase())
     }
 }
 

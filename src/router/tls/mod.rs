@@ -14,6 +14,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -32,6 +33,9 @@ use super::{Shared, Stage};
 
 /// What is spoken within TLS, the most wanted first (RFC 7301).
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+
+/// At the end: how long a handshake that has begun may still take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A fatal alert before anything is encrypted (RFC 8446, section 6): its record's head, level, and description.
 const fn alert(description: u8) -> [u8; 7] {
@@ -157,10 +161,15 @@ pub(super) async fn handshake<S>(shared: &Shared, stream: S, watch: &Watch) -> O
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let due = Moment::now().after(shared.timeouts.handshake);
+    let mut due = Moment::now().after(shared.timeouts.handshake);
+    let mut closing = false;
     let mut greeting = pin!(shared.tls.greet(stream));
     poll_fn(|cx| {
         watch.register(cx);
+        if shared.stage() >= Stage::Closing && !closing {
+            closing = true;
+            due = due.min(Moment::now().after(FAREWELL));
+        }
         match greeting.as_mut().poll(cx) {
             // A handshake that fails is the visitor's affair: he is told why by an alert.
             Poll::Ready(greeted) => Poll::Ready(greeted.unwrap_or_default()),

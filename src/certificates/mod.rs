@@ -1,0 +1,424 @@
+//! Which certificates there are: those that something else keeps in files, and those kennel orders by ACME.
+//!
+//! A loop looks at files, routes and rows, does what [`plan`] says, and hands the router what there is to be shown.
+//! What was tried, and when to try again, is in rows; chains and keys lie in files, see [`drawer`].
+//!
+//! **Invariant:** a certificate that is there is shown until a better one is, whatever becomes of its authority.
+
+mod authority;
+mod drawer;
+mod given;
+mod order;
+mod plan;
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use instant_acme::{Account, CertificateIdentifier};
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::authority::AuthorityError;
+use self::drawer::Drawer;
+use self::given::{Given, News};
+use self::order::{Desk, Failure};
+use self::plan::{BackOff, Facts};
+use crate::config::{self, AcmeConfig};
+use crate::model::HostName;
+use crate::router::{self, Certificate, Certificates};
+use crate::store::{CertificateRow, FailedTry, Issued, Store};
+use crate::telemetry::chain;
+use crate::wake::Bell;
+
+/// How often files and rows are looked at when no bell rings.
+const TICK: Duration = Duration::from_secs(30);
+/// How many certificates are ordered at a time.
+const JOBS_MAX: usize = 4;
+/// How long one order may take, whatever its authority does.
+const ORDER_MAX: Duration = Duration::from_secs(300);
+/// How long one question may take.
+const ASK_MAX: Duration = Duration::from_secs(60);
+/// After how long an authority is asked again when to renew, at the earliest and when it does not say.
+const ASK_AGAIN: Duration = Duration::from_secs(6 * 3_600);
+
+/// What this works with.
+#[derive(Clone)]
+pub struct Context {
+    /// The rows.
+    pub store: Store,
+    /// The router, told of every certificate.
+    pub router: router::Handle,
+    /// The daemon's file.
+    pub config: config::Shared,
+    /// Rung when hosts have got routes or lost them, and when the file was read again.
+    pub bell: Bell,
+}
+
+/// The loop that keeps certificates.
+pub struct Keeper {
+    ctx: Context,
+    drawer: Drawer,
+    given: Given,
+    held: BTreeMap<HostName, Arc<Certificate>>,
+    /// The account, and what it was opened by.
+    account: Option<(AcmeConfig, Account)>,
+    jobs: JoinSet<Done>,
+    /// Hosts that are being ordered or asked for.
+    busy: BTreeSet<HostName>,
+    /// Whether the account is being opened.
+    opening: bool,
+}
+
+/// What a job has come to.
+enum Done {
+    /// The account, or why there is none.
+    Opened(AcmeConfig, Result<Account, AuthorityError>),
+    /// A certificate, or why there is none.
+    Ordered(Box<CertificateRow>, String, Result<Certificate, Failure>),
+    /// When to renew.
+    Asked(HostName, Option<(i64, i64)>),
+}
+
+impl Keeper {
+    /// Reads the certificates there are, and has the router show them.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub async fn start(ctx: Context) -> anyhow::Result<Self> {
+        // The client that talks to authorities takes the one that is installed. It may have been done before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let drawer = Drawer::of(&ctx.config.load().state_dir);
+        let rows = ctx.store.certificates().await?;
+        let own = drawer.clone();
+        let held = tokio::task::spawn_blocking(move || read_all(&own, &rows)).await?;
+        let (given, jobs, busy) = (Given::default(), JoinSet::new(), BTreeSet::new());
+        let mut keeper = Self { ctx, drawer, given, held, account: None, jobs, busy, opening: false };
+        keeper.read_given().await?;
+        keeper.show();
+        Ok(keeper)
+    }
+
+    /// Works until shutdown. An order that is under way then is gone on with after the next start.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let next = match self.look().await {
+                Ok(next) => next,
+                Err(err) => {
+                    error!(error = %chain(&*err), "Could not look after certificates");
+                    TICK
+                }
+            };
+            let bell = self.ctx.bell.clone();
+            tokio::select! {
+                () = bell.rung() => {}
+                () = tokio::time::sleep(next.min(TICK)) => {}
+                Some(done) = self.jobs.join_next() => self.settle(done).await,
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.jobs.shutdown().await;
+    }
+
+    /// Looks at everything once, and begins what is due. Gives how long there is nothing to do then.
+    async fn look(&mut self) -> anyhow::Result<Duration> {
+        self.read_given().await?;
+        self.show();
+        let config = self.ctx.config.load_full();
+        let Some(acme) = &config.acme else { return Ok(TICK) };
+        let wanted = self.wanted(&config).await?;
+        let rows = self.ctx.store.certificates().await?;
+        let held: BTreeSet<HostName> = self.held.keys().cloned().collect();
+        let now = now();
+        let facts = Facts { now, wanted: &wanted, rows: &rows, held: &held, directory: &acme.directory };
+        let plan = plan::plan(&facts);
+        if !plan.wanted.is_empty() || !plan.unwanted.is_empty() {
+            self.ctx.store.note_wanted(&plan.wanted, &plan.unwanted, now).await?;
+        }
+        for host in &plan.forget {
+            self.forget(host).await?;
+        }
+        let idle = |host: &&HostName| !self.busy.contains(*host);
+        let order: Vec<_> = plan.order.iter().filter(idle).cloned().collect();
+        let ask: Vec<_> = plan.ask.iter().filter(idle).cloned().collect();
+        if !(order.is_empty() && ask.is_empty())
+            && let Some(wait) = self.begin(acme, &rows, &order, &ask).await?
+        {
+            return Ok(wait);
+        }
+        Ok(plan.next.map_or(TICK, |next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0))))
+    }
+
+    /// Begins orders and questions, as many as there may be at a time. Gives how long the authority is left alone.
+    async fn begin(
+        &mut self,
+        acme: &AcmeConfig,
+        rows: &[CertificateRow],
+        order: &[HostName],
+        ask: &[HostName],
+    ) -> anyhow::Result<Option<Duration>> {
+        if self.opening {
+            return Ok(None);
+        }
+        let away = self.ctx.store.authority_away(&acme.directory).await?;
+        if let Some(away) = away.filter(|away| away.try_at > now()) {
+            return Ok(Some(Duration::from_millis(u64::try_from(away.try_at - now()).unwrap_or(0))));
+        }
+        let account = match &self.account {
+            Some((by, account)) if by == acme => account.clone(),
+            _ => {
+                let (acme, drawer) = (acme.clone(), self.drawer.clone());
+                self.opening = true;
+                self.jobs.spawn(async move {
+                    let opened = tokio::time::timeout(ASK_MAX, authority::open(&acme, &drawer)).await;
+                    let opened = opened.unwrap_or_else(|_| Err(no_answer().into()));
+                    Done::Opened(acme, opened)
+                });
+                return Ok(None);
+            }
+        };
+        for host in order {
+            if self.busy.len() >= JOBS_MAX {
+                return Ok(None);
+            }
+            // One that is new has got its row a moment ago.
+            let Some(row) = rows.iter().find(|row| row.host == *host).cloned() else {
+                self.ctx.bell.ring();
+                continue;
+            };
+            let desk = Desk {
+                account: account.clone(),
+                directory: acme.directory.clone(),
+                challenge: acme.challenge,
+                drawer: self.drawer.clone(),
+                store: self.ctx.store.clone(),
+                router: self.ctx.router.clone(),
+            };
+            let held = self.held.get(host).filter(|_| row.directory.as_ref() == Some(&acme.directory)).cloned();
+            self.busy.insert(host.clone());
+            self.jobs.spawn(Box::pin(async move {
+                let obtained = tokio::time::timeout(ORDER_MAX, desk.obtain(&row, held.as_deref())).await;
+                let obtained = obtained.unwrap_or_else(|_| Err(no_answer()));
+                Done::Ordered(Box::new(row), desk.directory, obtained)
+            }));
+        }
+        for host in ask {
+            let Some(held) = self.held.get(host).filter(|_| self.busy.len() < JOBS_MAX).cloned() else { continue };
+            let (account, host) = (account.clone(), host.clone());
+            self.busy.insert(host.clone());
+            self.jobs.spawn(async move {
+                let asked = tokio::time::timeout(ASK_MAX, ask_when_to_renew(&account, &held)).await;
+                Done::Asked(host, asked.ok().flatten())
+            });
+        }
+        Ok(None)
+    }
+
+    async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let noted = match done {
+            Ok(Done::Opened(acme, opened)) => self.opened(acme, opened).await,
+            Ok(Done::Ordered(row, directory, obtained)) => {
+                self.busy.remove(&row.host);
+                self.ordered(&row, &directory, obtained).await
+            }
+            Ok(Done::Asked(host, answer)) => {
+                self.busy.remove(&host);
+                self.asked(&host, answer).await
+            }
+            Err(panic) => {
+                // Whose it was is not known; their rows say what is to be done.
+                self.busy.clear();
+                self.opening = false;
+                Err(panic.into())
+            }
+        };
+        if let Err(err) = noted {
+            error!(error = %chain(&*err), "Could not write down what has become of a certificate");
+        }
+    }
+
+    async fn opened(&mut self, acme: AcmeConfig, opened: Result<Account, AuthorityError>) -> anyhow::Result<()> {
+        self.opening = false;
+        match opened {
+            Ok(account) => {
+                self.account = Some((acme, account));
+                Ok(())
+            }
+            Err(err) => self.away(&acme.directory, &err).await,
+        }
+    }
+
+    async fn ordered(
+        &mut self,
+        row: &CertificateRow,
+        directory: &str,
+        obtained: Result<Certificate, Failure>,
+    ) -> anyhow::Result<()> {
+        let host = &row.host;
+        let failure = match obtained {
+            Ok(certificate) => {
+                let (begins, ends) = (certificate.begins().as_millisecond(), certificate.ends().as_millisecond());
+                let (renew_at, now) = (plan::renewal(begins, ends, chance()), now());
+                let issued = Issued { directory: directory.to_owned(), expires_at: ends, renew_at, ask_at: now };
+                info!(host = %host, "{host} has a certificate until {}", certificate.ends());
+                self.held.insert(host.clone(), Arc::new(certificate));
+                self.show();
+                self.ctx.store.note_issued(host, &issued).await?;
+                return Ok(self.ctx.store.note_authority_back(directory).await?);
+            }
+            Err(failure) => failure,
+        };
+        let back_off = match &failure {
+            Failure::Authority(_) => return self.away(directory, &failure).await,
+            Failure::NoAccount(_) => {
+                self.account = None;
+                let (drawer, own) = (self.drawer.clone(), directory.to_owned());
+                tokio::task::spawn_blocking(move || drawer.remove_account(&own)).await??;
+                return self.away(directory, &failure).await;
+            }
+            Failure::Limited(_) => BackOff::LIMITED,
+            _ => BackOff::HOST,
+        };
+        let problem = chain(&failure);
+        let try_at = now().saturating_add(back_off.wait(row.failures, chance()));
+        let again = time(try_at);
+        warn!(host = %host, error = %problem, "No certificate for {host}, trying again at {again}: {problem}");
+        Ok(self.ctx.store.note_failed_try(host, &FailedTry { try_at, problem }).await?)
+    }
+
+    /// Notes that the authority cannot be used, and leaves it alone for a while.
+    async fn away(
+        &mut self,
+        directory: &str,
+        err: &(dyn std::error::Error + Send + Sync + 'static),
+    ) -> anyhow::Result<()> {
+        let before = self.ctx.store.authority_away(directory).await?;
+        if before.as_ref().is_some_and(|away| away.try_at > now()) {
+            // Another order has found that out a moment ago.
+            return Ok(());
+        }
+        let problem = chain(err);
+        let failures = before.map_or(0, |away| away.failures);
+        let try_at = now().saturating_add(BackOff::AUTHORITY.wait(failures, chance()));
+        let again = time(try_at);
+        warn!(error = %problem, "No certificates from {directory}, trying again at {again}: {problem}");
+        Ok(self.ctx.store.note_authority_away(directory, &FailedTry { try_at, problem }).await?)
+    }
+
+    async fn asked(&self, host: &HostName, answer: Option<(i64, i64)>) -> anyhow::Result<()> {
+        let earliest = now().saturating_add(ms(ASK_AGAIN));
+        let (renew_at, ask_at) = answer.map_or((None, earliest), |(renew_at, ask_at)| (Some(renew_at), ask_at));
+        Ok(self.ctx.store.plan_renewal(host, renew_at, ask_at.max(earliest)).await?)
+    }
+
+    async fn forget(&mut self, host: &HostName) -> anyhow::Result<()> {
+        let (drawer, own) = (self.drawer.clone(), host.clone());
+        tokio::task::spawn_blocking(move || drawer.remove(&own)).await??;
+        self.ctx.store.forget_certificate(host).await?;
+        self.held.remove(host);
+        info!(host = %host, "Removed the certificate of {host}, which has had no route for a week");
+        Ok(())
+    }
+
+    /// The hosts that are to have certificates by ACME: those with routes, and kennel's own, unless files cover them.
+    async fn wanted(&self, config: &config::Config) -> anyhow::Result<BTreeSet<HostName>> {
+        let now = Timestamp::now();
+        let routes = self.ctx.store.routes().await.context("cannot tell which hosts have routes")?;
+        let hosts = routes.into_iter().map(|route| route.host).chain(config.control_domain.clone());
+        let given =
+            |host: &HostName| self.given.certificates().any(|given| given.covers(host.as_str()) && now < given.ends());
+        Ok(hosts.filter(|host| !given(host)).collect())
+    }
+
+    async fn read_given(&mut self) -> anyhow::Result<()> {
+        let files = self.ctx.config.load().tls.certificates.clone();
+        let mut given = std::mem::take(&mut self.given);
+        let (given, news) = tokio::task::spawn_blocking(move || {
+            let news = given.refresh(&files);
+            (given, news)
+        })
+        .await
+        .context("reading certificates was interrupted")?;
+        self.given = given;
+        for (files, news) in news {
+            let file = files.certificate_file.display();
+            match news {
+                News::Certificate(certificate) => {
+                    let names = certificate.names().collect::<Vec<_>>().join(", ");
+                    info!("Read `{file}`: for {names}, until {}", certificate.ends());
+                }
+                News::Problem(err) => error!(error = %chain(&err), "No new certificate: {}", chain(&err)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the router show what there is.
+    fn show(&self) {
+        let all = self.given.certificates().chain(self.held.values()).cloned();
+        self.ctx.router.show(Certificates::new(all, Timestamp::now()));
+    }
+}
+
+/// Reads the certificates of all rows, and removes what no row names. Blocks.
+fn read_all(drawer: &Drawer, rows: &[CertificateRow]) -> BTreeMap<HostName, Arc<Certificate>> {
+    let mut held = BTreeMap::new();
+    for host in rows.iter().map(|row| &row.host) {
+        match drawer.certificate(host) {
+            Ok(Some(certificate)) => {
+                held.insert(host.clone(), Arc::new(certificate));
+            }
+            Ok(None) => {}
+            Err(err) => error!(error = %chain(&err), "Ordering another certificate for {host}: {}", chain(&err)),
+        }
+    }
+    let orphans =
+        drawer.hosts().map(|hosts| hosts.into_iter().filter(|host| !rows.iter().any(|row| row.host == *host)));
+    let removed = orphans.and_then(|mut orphans| orphans.try_for_each(|host| drawer.remove(&host)));
+    if let Err(err) = removed {
+        error!(error = %chain(&err), "Could not remove certificates that no row names");
+    }
+    held
+}
+
+/// When the authority wants a certificate renewed (RFC 9773), and when it wants to be asked again.
+async fn ask_when_to_renew(account: &Account, held: &Certificate) -> Option<(i64, i64)> {
+    let id = CertificateIdentifier::try_from(held.chain().first()?).ok()?;
+    let (info, again) = account.renewal_info(&id).await.ok()?;
+    let ms = |time: time::OffsetDateTime| i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok();
+    let window = info.suggested_window;
+    let life = (held.begins().as_millisecond(), held.ends().as_millisecond());
+    let renew_at = plan::suggested((ms(window.start)?, ms(window.end)?), now(), life, chance());
+    Some((renew_at, now().saturating_add(self::ms(again))))
+}
+
+fn no_answer() -> Failure {
+    Failure::Authority(instant_acme::Error::Str("an answer in time"))
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// For people.
+fn time(ms: i64) -> String {
+    Timestamp::from_millisecond(ms)
+        .map_or_else(|_| "some time".to_owned(), |time| time.strftime("%F %T UTC").to_string())
+}
+
+/// A number between 0 and 1 that nobody foresees: not all who wait are to come back at once.
+fn chance() -> f64 {
+    let random = RandomState::new().hash_one(now());
+    #[expect(clippy::cast_precision_loss, reason = "31 bits fit")]
+    let chance = (random >> 33) as f64 / (1_u64 << 31) as f64;
+    chance
+}
