@@ -305,6 +305,8 @@ impl Running {
         let config = config::load(path)?;
         let secrets = read_secrets(&config).await?;
         note_projects(&self.store, &config).await?;
+        // The operator may have mended what they failed for.
+        self.store.retry_certificates().await?;
         crash::point(Point::ReloadNoted);
         self.secrets.store(Arc::new(secrets));
         self.config.store(Arc::new(config));

@@ -166,6 +166,23 @@ impl Store {
         Ok(())
     }
 
+    /// Lets whatever failed be tried again at once: hosts and authorities. How often it failed is kept.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn retry_certificates(&self) -> Result<(), StoreError> {
+        let mut tx = self.begin("let certificates be tried again").await?;
+        sqlx::query!("update certificates set try_at = 0 where failures > 0")
+            .execute(&mut *tx)
+            .await
+            .map_err(during("let certificates be tried again"))?;
+        sqlx::query!("update acme_directories set try_at = 0")
+            .execute(&mut *tx)
+            .await
+            .map_err(during("let authorities be tried again"))?;
+        tx.commit().await.map_err(during("let certificates be tried again"))
+    }
+
     /// Notes when a certificate is to be renewed, if that is new, and when it is asked again; in milliseconds since
     /// 1970.
     ///
@@ -264,6 +281,10 @@ mod tests {
         let rows = store.certificates().await.unwrap();
         assert_eq!((rows[0].failures, rows[0].try_at, rows[0].order_url.is_some()), (2, 20, true));
         assert_eq!((rows[1].failures, rows[1].expires_at, &rows[1].directory), (0, None, &None));
+
+        store.retry_certificates().await.unwrap();
+        let rows = store.certificates().await.unwrap();
+        assert_eq!((rows[0].failures, rows[0].try_at), (2, 0));
 
         let issued = Issued { directory: "https://ca/dir".to_owned(), expires_at: 90, renew_at: 60, ask_at: 30 };
         store.note_issued(&a, &issued).await.unwrap();
