@@ -14,6 +14,7 @@ mod invariants;
 mod bad_input;
 mod bench;
 mod cancel;
+mod certificates;
 mod crash_points;
 mod databases;
 mod doctor;

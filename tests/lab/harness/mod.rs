@@ -12,6 +12,7 @@ pub(crate) mod http;
 pub(crate) mod invariants;
 pub(crate) mod leftovers;
 pub(crate) mod machine;
+pub(crate) mod pebble;
 pub(crate) mod repo;
 mod until;
 pub(crate) mod visitor;
