@@ -26,11 +26,8 @@ async fn a_restart_does_not_restart_services() {
 async fn what_a_reboot_took_is_made_again() {
     let mut harness = Harness::start().await;
     harness.deploy("main", &commit('a'), Script::api("1")).await;
-    let live = harness.deployments().await.remove(0);
     harness.crash();
-    let unit = live.journal_tag.unit(live.id);
-    harness.machine.stop_unit(&unit).await.unwrap();
-    harness.machine.remove_unit(&unit).await.unwrap();
+    harness.machine.reboot().await;
     harness.boot(Interrupt::never()).await;
     harness.until("up again", async |harness| harness.get("api-main.shop.example.com", "/").await.0 == 200).await;
     harness.finish().await;
@@ -60,10 +57,7 @@ async fn switched_off_after_any_step_the_new_version_goes_live_all_the_same() {
         harness.push("main", &commit('a')).await;
         met.notified().await;
         harness.crash();
-        for unit in harness.machine.own_units().await.unwrap() {
-            harness.machine.stop_unit(&unit).await.unwrap();
-            harness.machine.remove_unit(&unit).await.unwrap();
-        }
+        harness.machine.reboot().await;
         harness.boot(Interrupt::never()).await;
         harness.until_quiet().await;
         assert_eq!(harness.deployment_states().await, [DeploymentState::Live], "{step}");
