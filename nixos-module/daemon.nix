@@ -44,6 +44,8 @@ let
     cfg.settings.router.http
     cfg.settings.router.https
   ];
+  # One for each thread that serves visitors, where their number is set: each then takes connections by itself.
+  sockets = lib.concatLists (map (address: builtins.genList (_: address) (settings.router.workers or 1)) listeners);
   isLoopback = address: lib.hasPrefix "127." address || lib.hasPrefix "[::1]" address;
   portOf = address: lib.toInt (lib.last (lib.splitString ":" address));
 in
@@ -78,6 +80,12 @@ in
 
     # kennel asks the kernel whose a connection is, also where modules cannot be loaded later.
     boot.kernelModules = [ "tcp_diag" ];
+
+    # systemd holds the listening sockets, so that a restart refuses nobody. The package's unit has the default ones.
+    systemd.sockets.kennel = {
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [ "" ] ++ sockets ++ [ cfg.settings.api.listen "/run/kennel/kennel.sock" ];
+    };
 
     # Where systemd keeps the state of services with dynamic users; the unit cannot start without it.
     systemd.tmpfiles.settings."10-kennel"."/var/lib/private".d = {

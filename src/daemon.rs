@@ -31,6 +31,7 @@ use crate::model::ProjectName;
 use crate::monitor::Monitor;
 use crate::reconciler::{DatabaseKeeper, Reconciler};
 use crate::router::{self, Router};
+use crate::sockets::Sockets;
 use crate::store::{Removal, RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
@@ -39,11 +40,11 @@ use crate::webhook::{self, Webhook};
 /// Where env files and the API's socket lie.
 pub const RUN_DIR: &str = "/run/kennel";
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT, on the sockets it was passed and those it binds itself.
 ///
 /// # Errors
 /// When it cannot start: the file is faulty, a webhook secret is missing or empty, the state directory is in use.
-pub async fn run(config_path: &Path) -> anyhow::Result<()> {
+pub async fn run(config_path: &Path, sockets: Sockets) -> anyhow::Result<()> {
     let config = config::load(config_path)?;
     for notice in config.notices() {
         warn!("{notice}");
@@ -62,6 +63,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         machine: Arc::new(machine),
         socket: Path::new(RUN_DIR).join("kennel.sock"),
         store_dir: PathBuf::from("/nix/store"),
+        sockets,
         interrupt: Interrupt::never(),
     };
     let running = Running::start(config, parts).await?;
@@ -95,6 +97,8 @@ pub struct Parts {
     pub machine: Arc<dyn Machine>,
     /// Where the API's Unix socket lies.
     pub socket: PathBuf,
+    /// Listening sockets that are there already.
+    pub sockets: Sockets,
     /// Where store paths lie.
     pub store_dir: PathBuf,
     /// What tests do between a step's effect and its record.
@@ -128,7 +132,7 @@ impl Running {
     ///
     /// # Errors
     /// When any of it cannot be had; then nothing runs.
-    pub async fn start(config: Config, parts: Parts) -> anyhow::Result<Self> {
+    pub async fn start(config: Config, mut parts: Parts) -> anyhow::Result<Self> {
         let state_dir = config.state_dir.clone();
         tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
         let lock = lock(&state_dir.join("kennel.lock"))?;
@@ -216,16 +220,25 @@ impl Running {
         };
 
         handle.reload().await.context("cannot build the first route table")?;
-        let public = bind(now.router.http).await?;
-        let secure = match now.router.https {
-            Some(https) => vec![bind(https).await?],
-            None => Vec::new(),
+        let (public, router_addr) = listen(&mut parts.sockets, now.router.http)?;
+        let (secure, https_addr) = match now.router.https {
+            Some(https) => listen(&mut parts.sockets, https).map(|(sockets, address)| (sockets, Some(address)))?,
+            None => (Vec::new(), None),
         };
-        let tcp = bind(now.api.listen).await?;
-        let unix = api::listen_unix(&parts.socket, api::GROUP)
-            .with_context(|| format!("cannot listen on {}", parts.socket.display()))?;
-        let (router_addr, api_addr) = (public.local_addr()?, tcp.local_addr()?);
-        let https_addr = secure.first().map(TcpListener::local_addr).transpose()?;
+        let (tcp, api_addr) = listen(&mut parts.sockets, now.api.listen)?;
+        let unix = match parts.sockets.unix(&parts.socket) {
+            Ok(Some(passed)) => Ok(passed),
+            Ok(None) => api::listen_unix(&parts.socket, api::GROUP),
+            Err(err) => Err(err),
+        };
+        let unix = unix.with_context(|| format!("cannot listen on {}", parts.socket.display()))?;
+        for address in parts.sockets.left() {
+            error!(
+                "kennel.socket holds {address}, which is no address of kennel's file: whoever connects there waits for \
+                 ever. Name the same addresses in both, then: systemctl restart kennel.socket kennel.service"
+            );
+        }
+        drop(parts.sockets);
         let certificates = certificates::Context {
             store: store.clone(),
             router: handle.clone(),
@@ -235,18 +248,20 @@ impl Running {
         // Before anybody is served by TLS.
         let keeper = Keeper::start(certificates).await.context("cannot read the certificates there are")?;
 
+        // Deliveries and operators are served for as long as visitors are: what they ask for is written down.
+        let closed = handle.closed();
         let mut surfaces = JoinSet::new();
-        let listeners = router::Listeners { http: vec![public], https: secure };
+        let listeners = router::Listeners { http: public, https: secure };
         surfaces.spawn(router.run(listeners, shutdown.clone()));
-        surfaces.spawn({
-            let (app, intake) = (app.clone(), intake.clone());
-            async move {
-                if let Err(err) = api::serve_tcp(tcp, app, intake).await {
+        for tcp in tcp {
+            let (app, closed) = (app.clone(), closed.clone());
+            surfaces.spawn(async move {
+                if let Err(err) = api::serve_tcp(tcp, app, closed).await {
                     error!(error = %chain(&err), "The API no longer listens on {api_addr}");
                 }
-            }
-        });
-        surfaces.spawn(api::serve_unix(unix, app, intake.clone()));
+            });
+        }
+        surfaces.spawn(api::serve_unix(unix, app, closed));
         crash::point(Point::StartListening);
 
         let monitor = Monitor::new(store.clone(), handle, shared.clone());
@@ -317,7 +332,7 @@ impl Running {
         Ok(())
     }
 
-    /// Stops in order: no new deliveries, loops to a step's boundary, requests to their end, database closed.
+    /// Stops in order: loops to a step's boundary, requests to their end, database closed.
     pub async fn stop(mut self) {
         self.intake.cancel();
         while self.loops.join_next().await.is_some() {}
@@ -404,6 +419,15 @@ async fn read_token(config: &Config) -> anyhow::Result<Option<SecretString>> {
     Ok(Some(token.context("reading the API's token was interrupted")??))
 }
 
-async fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))
+/// The sockets for an address, and which that is where its port was left to the kernel.
+fn listen(sockets: &mut Sockets, addr: SocketAddr) -> anyhow::Result<(Vec<TcpListener>, SocketAddr)> {
+    let listeners = sockets.tcp(addr).with_context(|| {
+        let port = format!(":{}", addr.port());
+        match sockets.left().into_iter().find(|left| left.ends_with(&port)) {
+            Some(left) => format!("cannot listen on {addr} while kennel.socket holds {left}"),
+            None => format!("cannot listen on {addr}"),
+        }
+    })?;
+    let own = listeners[0].local_addr()?;
+    Ok((listeners, own))
 }

@@ -12,7 +12,7 @@
 //! | Layer | Modules |
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
-//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
 //! | 2 | [`store`] all SQL · [`host`] this machine |
 //! | 3 | [`router`] requests to upstreams |
 //! | 4 | [`certificates`] what the router shows by TLS |
@@ -26,6 +26,7 @@ pub mod model;
 
 pub mod config;
 pub mod places;
+pub mod sockets;
 pub mod telemetry;
 pub mod wake;
 

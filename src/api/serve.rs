@@ -1,5 +1,6 @@
 //! Serves the API on a TCP or Unix listener, and notes with each request where it came from.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use http::header::{self, HeaderValue};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,10 +37,12 @@ const CONNECTIONS_MAX: usize = 2048;
 const CONNECTIONS_OF_ONE_MAX: usize = 1024;
 /// How a delivery begins, which everybody may send: whose connection it is need not be known.
 const DELIVERY: &[u8] = b"POST /webhook/";
+/// How long a request that is on its way is waited for once the daemon stops.
+const LAME_DUCK: Duration = Duration::from_millis(300);
 /// How long requests may go on once the daemon stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
-/// Serves until `shutdown`, then lets requests come to their end for at most 5 s.
+/// Serves until `shutdown`, then lets requests come to their end for at most 5 s, each answer closing its connection.
 ///
 /// Clients of a listener on a loopback address are [`Caller::Local`], all others [`Caller::Outside`].
 ///
@@ -170,10 +174,10 @@ async fn serve<L: Listener>(listener: &L, app: Router, shutdown: CancellationTok
                         let caller = tokio::select! {
                             biased;
                             caller = L::identify(&stream, peer) => caller,
-                            () = shutdown.cancelled() => None,
+                            () = async { shutdown.cancelled().await; tokio::time::sleep(LAME_DUCK).await } => None,
                         };
                         let Some(caller) = caller else { return Ok(()) };
-                        watcher.watch(connection(stream, app, caller, address)).await
+                        watcher.watch(connection(stream, app, caller, address, shutdown)).await
                     });
                 }
                 Err(err) => {
@@ -183,6 +187,9 @@ async fn serve<L: Listener>(listener: &L, app: Router, shutdown: CancellationTok
                 }
             },
         }
+    }
+    if !connections.is_empty() {
+        tokio::time::sleep(LAME_DUCK).await;
     }
     if tokio::time::timeout(STOP_TIME, graceful.shutdown()).await.is_err() {
         debug!("Cut what operators still had open");
@@ -194,6 +201,7 @@ fn connection<S>(
     app: Router,
     caller: Caller,
     address: Option<SocketAddr>,
+    shutdown: CancellationToken,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error, Output = Result<(), hyper::Error>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -204,7 +212,14 @@ where
         if let Some(address) = address {
             request.extensions_mut().insert(ConnectInfo(address));
         }
-        app.clone().oneshot(request)
+        let (answering, shutdown) = (app.clone().oneshot(request), shutdown.clone());
+        async move {
+            let mut response = answering.await?;
+            if shutdown.is_cancelled() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())

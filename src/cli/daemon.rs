@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use super::Answer;
+use crate::sockets::Sockets;
 use crate::telemetry::{self, chain};
 use crate::{config, daemon};
 
@@ -25,6 +26,8 @@ pub(super) fn run(arguments: &Arguments) -> Answer {
 
 fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     telemetry::set_up()?;
+    // Before there are threads.
+    let sockets = Sockets::passed().context("cannot take the sockets that systemd passes")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(daemon::run(&arguments.config))
+    runtime.block_on(daemon::run(&arguments.config, sockets))
 }

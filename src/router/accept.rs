@@ -117,19 +117,21 @@ impl Door<'_> {
         let watch = self.shared.workers[self.lane].watches.add();
         let places = (place, of_one, self.shared.metrics.connected());
         let (shared, port, lane) = (Arc::clone(self.shared), self.port, self.lane);
+        let generation = self.shared.generation.load_full();
+        let tasks = generation.tasks.clone();
         match self.scheme {
             Scheme::Http => {
                 let origin = Origin::new(peer.ip(), port, "http");
-                let visitor = Visitor::new(peer, origin, proxy, lane, watch, places);
-                self.shared.tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
+                let visitor = Visitor::new(peer, origin, proxy, lane, watch, places, generation);
+                tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
             }
             Scheme::Https => {
-                self.shared.tasks.spawn(async move {
+                tasks.spawn(async move {
                     // In a box, so that nothing of it is left once it is over.
-                    let greeted = Box::pin(tls::handshake(&shared, stream, &watch)).await;
+                    let greeted = Box::pin(tls::handshake(&shared, &generation, stream, &watch)).await;
                     let Some((stream, secured)) = greeted else { return };
                     let origin = Origin::new(peer.ip(), port, "https");
-                    let visitor = Visitor::new(peer, origin, proxy, lane, watch, places).secured(secured);
+                    let visitor = Visitor::new(peer, origin, proxy, lane, watch, places, generation).secured(secured);
                     connection::serve(shared, stream, Arc::new(visitor)).await;
                 });
             }

@@ -20,11 +20,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::generation::{Generation, Stage};
 use super::metrics::Connected;
 use super::origin::Origin;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
-use super::{Shared, Stage, dispatch};
+use super::{Shared, dispatch};
 use crate::places::Place;
 
 /// The most that is read of a request before buffers are made for it.
@@ -45,6 +46,8 @@ pub(super) struct Visitor {
     pub(super) secured: Option<Secured>,
     /// His connection's task.
     pub(super) watch: Watch,
+    /// Those his connection ends with.
+    pub(super) generation: Arc<Generation>,
     /// Requests of his that have begun and whose answers are not over.
     turns: AtomicU32,
     /// Since when a request's head is waited for, as [`Moment`].
@@ -66,6 +69,7 @@ impl Visitor {
         lane: usize,
         watch: Watch,
         places: (OwnedSemaphorePermit, Place, Connected),
+        generation: Arc<Generation>,
     ) -> Self {
         Self {
             peer,
@@ -74,6 +78,7 @@ impl Visitor {
             lane,
             secured: None,
             watch,
+            generation,
             turns: AtomicU32::new(0),
             since_ms: AtomicU64::new(Moment::now().as_ms()),
             heard: AtomicBool::new(false),
@@ -143,7 +148,7 @@ where
             visitor.watch.register(cx);
             // A request that has arrived is taken before the connection is told to close.
             while Pin::new(&mut *http).poll(cx).map(|ended| note_end(&visitor, ended)).is_pending() {
-                let stage = shared.stage();
+                let stage = visitor.generation.stage();
                 if stage >= Stage::Closing && !closing {
                     closing = true;
                     Pin::new(&mut *http).graceful_shutdown();
@@ -217,7 +222,7 @@ async fn park<S: AsyncRead + Unpin>(shared: &Shared, io: &mut Io<S>) -> bool {
                 Poll::Ready(true)
             }
             Poll::Ready(_) => Poll::Ready(false),
-            Poll::Pending if shared.stage() >= Stage::Closing => Poll::Ready(false),
+            Poll::Pending if io.visitor.generation.stage() >= Stage::Closing => Poll::Ready(false),
             Poll::Pending => match still(shared, &io.visitor, Stage::Serving) {
                 Still::Over => Poll::Ready(false),
                 Still::Waiting | Still::Idle => Poll::Pending,

@@ -20,13 +20,14 @@ use super::access_log::Line;
 use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
+use super::generation::Stage;
 use super::metrics::Series;
 use super::origin::Origin;
 use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
 use super::upstream::Claim;
-use super::{FromOutside, Shared, Stage, headers, https, tunnel};
+use super::{FromOutside, Shared, headers, https, tunnel};
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
@@ -83,7 +84,7 @@ pub(super) fn answer(
             problem.page(host, json)
         });
         https::mark(&shared, &visitor, &mut response);
-        if shared.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if visitor.generation.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let tally = series.tally(visitor.lane, begun_at, response.status(), line);
@@ -152,7 +153,7 @@ async fn ask_service(
         Outcome::Answer(response) => Ok(response),
         Outcome::Switch(response, switch) => {
             let on_upgrade = on_upgrade.ok_or(Problem::Broken)?;
-            shared.tasks.spawn(join(Arc::clone(shared), Arc::clone(visitor), on_upgrade, switch));
+            shared.tunnels.spawn(join(Arc::clone(shared), Arc::clone(visitor), on_upgrade, switch));
             Ok(response)
         }
     }
@@ -207,7 +208,7 @@ async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, on_upgrade: OnUpgrade,
     tokio::select! {
         () = &mut joined => return,
         () = cut.cancelled() => {}
-        () = shared.closing.cancelled() => {}
+        () = shared.closed.cancelled() => {}
     }
     stop.cancel();
     joined.await;

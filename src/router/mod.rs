@@ -13,6 +13,7 @@ mod client;
 mod connection;
 mod dispatch;
 mod forward;
+mod generation;
 mod headers;
 mod https;
 mod metrics;
@@ -33,7 +34,6 @@ pub(crate) use self::tls::testing;
 mod tests;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::generation::{Generation, Stage};
 pub use self::headers::host_of;
 pub use self::metrics::Metrics;
 use self::metrics::Series;
@@ -142,46 +143,19 @@ struct Shared {
     places: Arc<Semaphore>,
     /// The same, by address.
     places_of_one: Places,
-    /// One task for each connection, and for each after a switch of protocols.
-    tasks: TaskTracker,
-    /// How far the end has come, as [`Stage`].
-    stage: AtomicU8,
-    /// Cancelled with [`Stage::Closing`], for those who wait for it.
-    closing: CancellationToken,
+    /// What connections that come in now belong to.
+    generation: ArcSwap<Generation>,
+    /// One task for each connection after a switch of protocols.
+    tunnels: TaskTracker,
+    /// Cancelled when no more connections are taken; those after a switch of protocols end then.
+    closed: CancellationToken,
     /// The threads that serve visitors.
     workers: Box<[Worker]>,
     /// Where [`Router::run`] runs, and kennel's own work with it.
     home: OnceLock<runtime::Handle>,
 }
 
-/// How far the end has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    /// It has not begun.
-    Serving,
-    /// No new connections; answers close theirs.
-    Stopping,
-    /// Connections close when they have no request.
-    Closing,
-    /// Connections close.
-    Cut,
-}
-
 impl Shared {
-    fn stage(&self) -> Stage {
-        let number = self.stage.load(Ordering::Acquire);
-        let stages = [Stage::Serving, Stage::Stopping, Stage::Closing];
-        stages.into_iter().find(|stage| *stage as u8 == number).unwrap_or(Stage::Cut)
-    }
-
-    fn enter(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::Release);
-        if stage >= Stage::Closing {
-            self.closing.cancel();
-        }
-        self.rouse();
-    }
-
     /// Has every connection look at what has changed around it.
     fn rouse(&self) {
         self.workers.iter().for_each(|worker| worker.watches.wake_all());
@@ -225,9 +199,9 @@ impl Router {
             hosts_changed,
             table: ArcSwap::default(),
             reloading: Mutex::default(),
-            tasks: TaskTracker::new(),
-            stage: AtomicU8::new(Stage::Serving as u8),
-            closing: CancellationToken::new(),
+            generation: ArcSwap::from_pointee(Generation::new(Stage::Serving)),
+            tunnels: TaskTracker::new(),
+            closed: CancellationToken::new(),
             workers: (0..workers.get()).map(|_| Worker::default()).collect(),
             home: OnceLock::new(),
         });
@@ -237,8 +211,8 @@ impl Router {
     /// Serves visitors on `listeners` until `shutdown`; returns when everything that had begun has ended, or
     /// [`Timeouts::finish`] is over.
     ///
-    /// Connections that the kernel had queued by then are still served; the listeners are closed, so that, where
-    /// the service manager holds them too, later ones wait for the next process.
+    /// Connections are taken until those from before `shutdown` have finished; then the listeners are closed, so that,
+    /// where the service manager holds them too, later ones wait for the next process, and WebSockets are told.
     pub async fn run(self, listeners: Listeners, shutdown: CancellationToken) {
         // Of a second run there is none: this one takes the router.
         let _ = self.shared.home.set(runtime::Handle::current());
@@ -311,6 +285,12 @@ impl Handle {
             table.put_back(&asked);
             tracing::warn!(error = %chain(&err), "Could not write down which services and sites were asked for");
         }
+    }
+
+    /// Cancelled once the router takes no more connections, at its end.
+    #[must_use]
+    pub fn closed(&self) -> CancellationToken {
+        self.shared.closed.clone()
     }
 
     /// Lets no new request into `deployment`, and returns when none is left in it; what is left at `deadline` is

@@ -8,14 +8,20 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{Scheme, accept};
+use super::generation::{Generation, Stage};
 use super::watch::Watches;
-use super::{Listeners, Shared, Stage};
+use super::{Listeners, Shared};
+
+/// The least that the last requests to come have for their answers.
+const LAST: Duration = Duration::from_secs(5);
 
 /// What belongs to one thread.
 #[derive(Debug, Default)]
@@ -29,15 +35,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, listeners: Listeners, shutdown: 
     let over = CancellationToken::new();
     // The threads end when this is no longer polled, too.
     let _end = over.clone().drop_guard();
+    let closed = shared.closed.clone().drop_guard();
     let mut threads = Vec::new();
     let mut accepting = Vec::new();
     let Listeners { http, https } = listeners;
     let hands = deal(http, shared.workers.len()).into_iter().zip(deal(https, shared.workers.len()));
     for (lane, hand) in hands.enumerate() {
-        let (shared, shutdown, over) = (Arc::clone(shared), shutdown.clone(), over.clone());
+        let (shared, over) = (Arc::clone(shared), over.clone());
         let (accepts, accepted) = oneshot::channel();
         let thread = thread::Builder::new().name(format!("router-{lane}"));
-        match thread.spawn(move || run(&shared, lane, hand, shutdown, accepts, over)) {
+        match thread.spawn(move || run(&shared, lane, hand, accepts, over)) {
             Ok(thread) => {
                 threads.push(thread);
                 accepting.push(accepted);
@@ -46,21 +53,23 @@ pub(super) async fn serve(shared: &Arc<Shared>, listeners: Listeners, shutdown: 
         }
     }
     shutdown.cancelled().await;
-    shared.enter(Stage::Stopping);
+    let deadline = Instant::now() + shared.timeouts.finish;
+    let young = Arc::new(Generation::new(Stage::Stopping));
+    let old = shared.generation.swap(Arc::clone(&young));
+    // A long answer must not keep everybody else waiting for the next process: until it is out, visitors are served.
+    old.end(shared, shared.timeouts.finish).await;
+    drop(closed);
     for accepted in accepting {
         // It says nothing when it ends: that is the sign.
         let _ = accepted.await;
     }
-    // Requests that are on their way on connections we hold are still taken, each answer closing its connection.
-    tokio::time::sleep(shared.timeouts.lame_duck).await;
-    shared.enter(Stage::Closing);
-    shared.tasks.close();
-    if tokio::time::timeout(shared.timeouts.finish, shared.tasks.wait()).await.is_err() {
-        let left = shared.tasks.len();
-        tracing::warn!(connections = left, "Cut {left} connections that did not finish in time");
-        shared.enter(Stage::Cut);
-        shared.tasks.wait().await;
-    }
+    shared.tunnels.close();
+    tokio::join!(
+        young.end(shared, deadline.saturating_duration_since(Instant::now()).max(LAST)),
+        // Who came in at the very moment of the change.
+        old.end(shared, LAST),
+        shared.tunnels.wait(),
+    );
     over.cancel();
     let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join)).await;
     if !matches!(joined, Ok(Ok(()))) {
@@ -104,7 +113,6 @@ fn run(
     shared: &Arc<Shared>,
     lane: usize,
     (http, https): (Vec<TcpListener>, Vec<TcpListener>),
-    shutdown: CancellationToken,
     accepts: oneshot::Sender<()>,
     over: CancellationToken,
 ) {
@@ -119,7 +127,7 @@ fn run(
         let mut loops = JoinSet::new();
         for (scheme, listeners) in [(Scheme::Http, http), (Scheme::Https, https)] {
             for listener in listeners {
-                loops.spawn(accept(Arc::clone(shared), lane, listener, scheme, shutdown.clone()));
+                loops.spawn(accept(Arc::clone(shared), lane, listener, scheme, shared.closed.clone()));
             }
         }
         let serving = async {

@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("wake", 1),
     ("telemetry", 1),
     ("places", 1),
+    ("sockets", 1),
     ("store", 2),
     ("host", 2),
     ("router", 3),
@@ -40,7 +41,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.
-    ("cli", &["model", "config", "wake", "telemetry", "api", "daemon", "builder", "host"]),
+    ("cli", &["model", "config", "wake", "telemetry", "sockets", "api", "daemon", "builder", "host"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -64,12 +64,19 @@ async fn the_page_for_debian_leads_to_a_live_service() {
     let visit = send(PORT_80, request(Method::GET, &live.host, "/", "")).await.unwrap().expect(200);
     assert_eq!(visit.json::<serde_json::Value>()["version"], "one");
     assert!(Path::new("/etc/systemd/system/multi-user.target.wants/kennel.service").exists(), "it starts at boot");
+    assert!(Path::new("/etc/systemd/system/sockets.target.wants/kennel.socket").exists(), "its sockets before it");
+    assert_eq!(machine::property("kennel.socket", "SubState").await, "running");
+    assert!(
+        !lab.journal().await.contains("kennel.socket holds"),
+        "kennel's file and its sockets name the same addresses"
+    );
     assert_eq!(machine::property("nix-daemon.service", "ControlGroup").await, "/builds.slice/nix-daemon.service");
     assert_eq!(machine::property("builds.slice", "CPUWeight").await, "50");
     lab.finish().await;
 
     // The tests after this one want Nix's daemon where it was, and no kennel that starts by itself.
-    machine::ok("systemctl", &["disable", "--now", "kennel.service"]).await;
+    machine::ok("systemctl", &["disable", "--now", "kennel.socket", "kennel.service"]).await;
+    fs::remove_file("/etc/systemd/system/kennel.socket").unwrap();
     fs::remove_file("/etc/systemd/system/builds.slice").unwrap();
     fs::remove_dir_all("/etc/systemd/system/nix-daemon.service.d").unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;

@@ -83,6 +83,9 @@ async fn a_small_and_a_full_configuration_pass_the_daemons_check_without_a_warni
         assert_eq!(shop["branches"].as_array().unwrap().len(), 2);
         assert_eq!(file["builder"]["timeout"].as_str(), Some("30m"), "keys the module does not know are passed on");
         assert_eq!(file["valkey"]["url_file"].as_str(), Some("/var/lib/kennel-secrets/valkey-url"));
+        let sockets = evaluate(&lib, "builtins.toJSON full.systemd.sockets.kennel.listenStreams").await;
+        let sockets: Vec<String> = serde_json::from_str(&succeeded(&sockets)).unwrap();
+        assert_eq!(sockets, ["", "0.0.0.0:80", "0.0.0.0:443", "127.0.0.1:3000", "/run/kennel/kennel.sock"]);
         let ports = evaluate(&lib, "builtins.toJSON full.networking.firewall.allowedTCPPorts").await;
         assert_eq!(succeeded(&ports), "[80,443]");
         let closed = evaluate(&lib, "builtins.toJSON minimal.networking.firewall.allowedTCPPorts").await;
@@ -275,6 +278,10 @@ async fn install(lab: &Lab, more: &str) -> PathBuf {
     let unit = machine.join("package/lib/systemd/system/kennel.service");
     fs::copy(unit, format!("{UNITS}/kennel.service")).unwrap();
     fs::copy(machine.join("units/kennel"), format!("{UNITS}/kennel.service.d/overrides.conf")).unwrap();
+    fs::create_dir_all(format!("{UNITS}/kennel.socket.d")).unwrap();
+    let unit = machine.join("package/lib/systemd/system/kennel.socket");
+    fs::copy(unit, format!("{UNITS}/kennel.socket")).unwrap();
+    fs::copy(machine.join("kennel.socket"), format!("{UNITS}/kennel.socket.d/overrides.conf")).unwrap();
     machine
 }
 
@@ -294,6 +301,11 @@ async fn the_daemon_runs_by_the_file_and_the_unit_the_module_made() {
     let pid = machine::main_pid("kennel.service").await;
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
     assert!(program.starts_with("/nix/store"), "{}", program.display());
+    let sockets = machine::property("kennel.socket", "Listen").await;
+    let expected = "127.0.0.1:8080 (Stream)\n127.0.0.1:3000 (Stream)\n/run/kennel/kennel.sock (Stream)";
+    assert_eq!(sockets, expected, "systemd holds the sockets of the module's settings");
+    assert_eq!(machine::property("kennel.socket", "SubState").await, "running");
+    assert!(!lab.journal().await.contains("kennel.socket holds"), "kennel's file names the same ones");
     let one = lab.deploy_api("hello", "main", &App::api("one")).await;
     assert_eq!(lab.version(&one.host).await, "one");
 
@@ -306,7 +318,7 @@ async fn the_daemon_runs_by_the_file_and_the_unit_the_module_made() {
     assert_eq!(machine::main_pid("kennel.service").await, pid);
 
     lab.finish().await;
-    machine::ok("systemctl", &["stop", "kennel.service"]).await;
+    machine::ok("systemctl", &["stop", "kennel.socket", "kennel.service"]).await;
     fs::remove_dir_all(UNITS).unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;
 }

@@ -40,6 +40,14 @@ let
       ++ settings
     );
 
+  # What is added to a package's socket.
+  socket =
+    config: name:
+    let
+      lines = map (address: "ListenStream=${address}\n") config.systemd.sockets.${name}.listenStreams;
+    in
+    lib.concatStringsSep "" ([ "[Socket]\n" ] ++ lines);
+
   # All that a machine needs of a configuration to run it: the daemon's file, units, packages' units.
   machine =
     modules:
@@ -51,6 +59,7 @@ let
       {
         config = config.environment.etc."kennel/config.toml".source;
         package = config.services.kennel.package;
+        socket = pkgs.writeText "kennel-socket" (socket config "kennel");
         names = builtins.attrNames own;
         units = map (name: pkgs.writeText name (unit config name)) (builtins.attrNames own);
       }
@@ -58,6 +67,7 @@ let
         mkdir -p "$out/units"
         cp "$config" "$out/config.toml"
         ln -s "$package" "$out/package"
+        cp "$socket" "$out/kennel.socket"
         set -- $units
         for name in $names; do
           cp "$1" "$out/units/$name"

@@ -85,6 +85,11 @@ in
       restartTriggers = with' (types.listOf types.raw) [ ];
     });
 
+    systemd.sockets = table (record {
+      wantedBy = strings;
+      listenStreams = strings;
+    });
+
     virtualisation.cores = with' types.int 1;
     virtualisation.memorySize = with' types.int 1024;
     virtualisation.writableStore = no;

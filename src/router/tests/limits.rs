@@ -219,6 +219,38 @@ async fn at_the_end_what_has_begun_finishes_and_what_is_queued_is_served() {
     assert!(TcpStream::connect(address).await.is_err());
 }
 
+/// The next process cannot begin before this one has ended.
+#[tokio::test]
+async fn at_the_end_visitors_are_served_while_an_older_answer_is_under_way() {
+    let (started, mut starts) = tokio::sync::mpsc::channel(1);
+    let (release, released) = tokio::sync::watch::channel(false);
+    let service = Service::http(move |request| {
+        let (started, mut released) = (started.clone(), released.clone());
+        async move {
+            if request.uri().path() == "/long" {
+                let _ = started.try_send(());
+                let _ = released.wait_for(|released| *released).await;
+            }
+            text("finished")
+        }
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut long = front.connect().await;
+    long.send(format!("GET /long HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    starts.recv().await.unwrap();
+    // One that has said nothing yet is closed once it is clear that nothing is on its way.
+    let silent = front.connect().await;
+    front.shutdown.cancel();
+    assert_eq!(silent.rest().await, "");
+    assert!(!front.handle.closed().is_cancelled());
+    let answer = front.raw(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    release.send(true).unwrap();
+    assert_eq!(long.answer().await.status, 200);
+    front.stop().await;
+}
+
 #[tokio::test]
 async fn at_the_end_a_websocket_is_told_that_kennel_goes_away() {
     let service = websockets().await;
@@ -241,7 +273,7 @@ async fn what_does_not_finish_in_time_is_cut_at_the_end() {
     let front = Front::with(config, service.route(1)).await;
     let mut raw = front.connect().await;
     raw.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
-    while front.handle.shared.tasks.is_empty() {
+    while front.handle.shared.generation.load().tasks.is_empty() {
         tokio::task::yield_now().await;
     }
     front.stop().await;

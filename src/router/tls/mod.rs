@@ -28,8 +28,9 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 pub use self::certificate::{Certificate, CertificateError, Certificates};
 pub(super) use self::challenge::Challenges;
 pub use self::challenge::{Challenge, Offer};
+use super::Shared;
+use super::generation::{Generation, Stage};
 use super::watch::{Moment, Watch};
-use super::{Shared, Stage};
 
 /// What is spoken within TLS, the most wanted first (RFC 7301).
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
@@ -157,7 +158,12 @@ fn config(certificates: Arc<dyn ResolvesServerCert>, protocols: &[&[u8]]) -> Ser
 }
 
 /// As [`Front::greet`], within the limit on handshakes.
-pub(super) async fn handshake<S>(shared: &Shared, stream: S, watch: &Watch) -> Option<(Box<TlsStream<S>>, Secured)>
+pub(super) async fn handshake<S>(
+    shared: &Shared,
+    generation: &Generation,
+    stream: S,
+    watch: &Watch,
+) -> Option<(Box<TlsStream<S>>, Secured)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -166,14 +172,14 @@ where
     let mut greeting = pin!(shared.tls.greet(stream));
     poll_fn(|cx| {
         watch.register(cx);
-        if shared.stage() >= Stage::Closing && !closing {
+        if generation.stage() >= Stage::Closing && !closing {
             closing = true;
             due = due.min(Moment::now().after(FAREWELL));
         }
         match greeting.as_mut().poll(cx) {
             // A handshake that fails is the visitor's affair: he is told why by an alert.
             Poll::Ready(greeted) => Poll::Ready(greeted.unwrap_or_default()),
-            Poll::Pending if Moment::now() >= due || shared.stage() == Stage::Cut => Poll::Ready(None),
+            Poll::Pending if Moment::now() >= due || generation.stage() == Stage::Cut => Poll::Ready(None),
             Poll::Pending => {
                 watch.until(due);
                 Poll::Pending

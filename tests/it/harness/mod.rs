@@ -16,6 +16,7 @@ use kennel::daemon::{Parts, Running};
 use kennel::deployer::Interrupt;
 use kennel::host::fake::{FakeMachine, Snapshot};
 use kennel::model::{BuildState, DeploymentState};
+use kennel::sockets::Sockets;
 use kennel::store::{BuildView, DeploymentView, Scope, Store};
 use serde_json::json;
 use sha2::Sha256;
@@ -86,6 +87,7 @@ impl Harness {
         let parts = Parts {
             machine: Arc::new(self.machine.clone()),
             socket: self.dir.path().join("kennel.sock"),
+            sockets: Sockets::default(),
             store_dir: self.dir.path().join("store"),
             interrupt,
         };

@@ -1,9 +1,10 @@
 //! How much of a push is kennel's own, and how much kennel bears: printed, and compared with nothing.
 //! `tests/lab/lab bench` runs it, with a release build and kennel's state on a real disk. [`load`] and [`many`] are
-//! about much of everything.
+//! about much of everything, [`restarts`] about visitors while kennel restarts.
 
 mod load;
 mod many;
+mod restarts;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -23,6 +23,7 @@ pub(super) async fn wipe() {
     let _ = machine::run("systemctl", &["kill", "--signal=KILL", "kennel.service"]).await;
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
     let _ = machine::run("systemctl", &["reset-failed", "kennel.service"]).await;
+    super::sockets::let_go().await;
     if fs::remove_dir_all(Path::new(UNITS).join("kennel.service.d")).is_ok() {
         machine::ok("systemctl", &["daemon-reload"]).await;
     }

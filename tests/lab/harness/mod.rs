@@ -14,6 +14,7 @@ pub(crate) mod leftovers;
 pub(crate) mod machine;
 pub(crate) mod pebble;
 pub(crate) mod repo;
+pub(crate) mod sockets;
 mod until;
 pub(crate) mod visitor;
 

@@ -16,10 +16,24 @@ use super::{Lab, ROUTER};
 /// How long an echo may take.
 const ECHO_MAX: Duration = Duration::from_secs(5);
 
+/// How long a close may take: longer than any drain.
+const CLOSE_MAX: Duration = Duration::from_secs(40);
+
 /// A WebSocket to a test's service, through the router.
 pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
 impl Socket {
+    /// Waits until the other side closes it; tells the code it gives for that.
+    pub(crate) async fn closed(&mut self) -> Option<u16> {
+        loop {
+            match timeout(CLOSE_MAX, self.0.next()).await.expect("it is closed in time") {
+                Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code.into()),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
     /// Sends a word and waits for its echo; `Err` when the socket has been cut.
     pub(crate) async fn echo(&mut self, word: &str) -> Result<(), String> {
         self.0.send(Message::text(word)).await.map_err(|err| format!("send: {err}"))?;
