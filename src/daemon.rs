@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,10 +11,8 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
-use sd_notify::NotifyState;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -25,7 +24,6 @@ use crate::config::{self, Config};
 use crate::crash::{self, Point};
 use crate::deployer::{self, Deployer, Interrupt};
 use crate::host::key::HostKey;
-use crate::host::machine::{MachineConfig, SystemdMachine};
 use crate::host::{Machine, disk};
 use crate::model::ProjectName;
 use crate::monitor::Monitor;
@@ -39,57 +37,6 @@ use crate::webhook::{self, Webhook};
 
 /// Where env files and the API's socket lie.
 pub const RUN_DIR: &str = "/run/kennel";
-
-/// Runs the daemon until SIGTERM or SIGINT, on the sockets it was passed and those it binds itself.
-///
-/// # Errors
-/// When it cannot start: the file is faulty, a webhook secret is missing or empty, the state directory is in use.
-pub async fn run(config_path: &Path, sockets: Sockets) -> anyhow::Result<()> {
-    let config = config::load(config_path)?;
-    for notice in config.notices() {
-        warn!("{notice}");
-    }
-    let machine = SystemdMachine::connect(MachineConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: RUN_DIR.into(),
-        unit_dir: config.systemd.unit_dir.clone(),
-        exe: std::env::current_exe().context("cannot find kennel's own program")?,
-        memory_max_bytes: config.builder.memory_max_bytes,
-        tasks_max: config.builder.tasks_max,
-        ..MachineConfig::default()
-    })
-    .await?;
-    let parts = Parts {
-        machine: Arc::new(machine),
-        socket: Path::new(RUN_DIR).join("kennel.sock"),
-        store_dir: PathBuf::from("/nix/store"),
-        sockets,
-        interrupt: Interrupt::never(),
-    };
-    let running = Running::start(config, parts).await?;
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd that kennel is ready")?;
-    loop {
-        tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-            _ = hup.recv() => {
-                let begun = NotifyState::monotonic_usec_now().context("cannot read the clock")?;
-                sd_notify::notify(&[NotifyState::Reloading, begun]).context("cannot tell systemd of the reload")?;
-                match running.reload(config_path).await {
-                    Ok(()) => info!("Read {} again", config_path.display()),
-                    Err(err) => error!(error = %chain(&*err), "Kept the old configuration: {}", chain(&*err)),
-                }
-                sd_notify::notify(&[NotifyState::Ready]).context("cannot tell systemd of the reload's end")?;
-            }
-        }
-    }
-    sd_notify::notify(&[NotifyState::Stopping]).context("cannot tell systemd that kennel stops")?;
-    running.stop().await;
-    Ok(())
-}
 
 /// What the daemon is made of beyond its file.
 pub struct Parts {
@@ -123,8 +70,12 @@ pub struct Running {
     intake: CancellationToken,
     reconciler: Reconciler,
     loops: JoinSet<()>,
-    surfaces: JoinSet<()>,
-    _lock: Flock<File>,
+    router: router::Handle,
+    visitors: JoinSet<()>,
+    operators: JoinSet<()>,
+    /// What another process would need to listen as well.
+    sockets: Vec<OwnedFd>,
+    lock: Option<Flock<File>>,
 }
 
 impl Running {
@@ -250,21 +201,23 @@ impl Running {
 
         // Deliveries and operators are served for as long as visitors are: what they ask for is written down.
         let closed = handle.closed();
-        let mut surfaces = JoinSet::new();
+        let sockets = tcp.iter().chain(&public).chain(&secure).map(AsFd::as_fd).chain([unix.as_fd()]);
+        let sockets = sockets.map(|socket| socket.try_clone_to_owned()).collect::<Result<_, _>>()?;
+        let (mut visitors, mut operators) = (JoinSet::new(), JoinSet::new());
         let listeners = router::Listeners { http: public, https: secure };
-        surfaces.spawn(router.run(listeners, shutdown.clone()));
+        visitors.spawn(router.run(listeners, shutdown.clone()));
         for tcp in tcp {
             let (app, closed) = (app.clone(), closed.clone());
-            surfaces.spawn(async move {
+            operators.spawn(async move {
                 if let Err(err) = api::serve_tcp(tcp, app, closed).await {
                     error!(error = %chain(&err), "The API no longer listens on {api_addr}");
                 }
             });
         }
-        surfaces.spawn(api::serve_unix(unix, app, closed));
+        operators.spawn(api::serve_unix(unix, app, closed));
         crash::point(Point::StartListening);
 
-        let monitor = Monitor::new(store.clone(), handle, shared.clone());
+        let monitor = Monitor::new(store.clone(), handle.clone(), shared.clone());
         let reconciler = Reconciler::new(deployer.clone());
         if let Err(err) = reconciler.run_once().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
@@ -292,9 +245,22 @@ impl Running {
             intake,
             reconciler,
             loops,
-            surfaces,
-            _lock: lock,
+            router: handle,
+            visitors,
+            operators,
+            sockets,
+            lock: Some(lock),
         })
+    }
+
+    /// Reads what a start reads of files beside its own, so that one that will fail can be told before.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub async fn rehearse(config: &Config) -> anyhow::Result<()> {
+        read_secrets(config).await?;
+        read_token(config).await?;
+        Ok(())
     }
 
     /// The database, for tests and benchmarks that look at rows.
@@ -338,8 +304,32 @@ impl Running {
         while self.loops.join_next().await.is_some() {}
         crash::point(Point::StopLoopsEnded);
         self.shutdown.cancel();
-        while self.surfaces.join_next().await.is_some() {}
+        self.sockets.clear();
+        while self.visitors.join_next().await.is_some() {}
+        while self.operators.join_next().await.is_some() {}
         self.store.close().await;
+    }
+
+    /// The sockets it listens on.
+    #[must_use]
+    pub fn sockets(&self) -> &[OwnedFd] {
+        &self.sockets
+    }
+
+    /// Lets go of rows, machine and sockets, for another process to take; answers and WebSockets that have begun go on.
+    pub async fn leave(&mut self) {
+        self.intake.cancel();
+        while self.loops.join_next().await.is_some() {}
+        self.router.leave().await;
+        while self.operators.join_next().await.is_some() {}
+        self.store.close().await;
+        self.sockets.clear();
+        self.lock = None;
+    }
+
+    /// Returns when what went on after [`Self::leave`] has ended.
+    pub async fn drained(&mut self) {
+        while self.visitors.join_next().await.is_some() {}
     }
 }
 

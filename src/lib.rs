@@ -13,13 +13,14 @@
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
-//! | 2 | [`store`] all SQL · [`host`] this machine |
+//! | 2 | [`store`] all SQL · [`host`] this machine · [`handover`] one kennel gives its place to another |
 //! | 3 | [`router`] requests to upstreams |
 //! | 4 | [`certificates`] what the router shows by TLS |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`monitor`] · [`api`]: the stages, which do not know each other |
 //! | 5 | [`reconciler`] rows against machine |
 //! | 6 | [`daemon`] everything, started and stopped in order |
-//! | 7 | [`cli`] one file per command |
+//! | 7 | [`service`] the daemon as systemd sees it |
+//! | 8 | [`cli`] one file per command |
 
 pub mod crash;
 pub mod model;
@@ -27,6 +28,8 @@ pub mod model;
 pub mod config;
 pub mod places;
 pub mod sockets;
+
+pub mod handover;
 pub mod telemetry;
 pub mod wake;
 
@@ -45,5 +48,7 @@ pub mod webhook;
 pub mod reconciler;
 
 pub mod daemon;
+
+pub mod service;
 
 pub mod cli;

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use listenfd::ListenFd;
-use nix::sys::socket::{SockaddrLike as _, SockaddrStorage, getsockname};
+use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
 
 /// Sockets that were passed and that nobody has asked for yet.
 #[derive(Debug, Default)]
@@ -38,6 +39,23 @@ impl Sockets {
                 let address: Result<SockaddrStorage, _> = getsockname(descriptor);
                 let what = address.ok().filter(|address| address.len() > 0).map(|address| address.to_string());
                 sockets.useless.push(what.unwrap_or_else(|| format!("descriptor {descriptor}")));
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Takes sockets that another kennel passed.
+    ///
+    /// # Errors
+    /// When one of them is none.
+    pub fn of(passed: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut sockets = Self::default();
+        for socket in passed {
+            let address: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+            match address.family() {
+                Some(AddressFamily::Unix) => sockets.unix.push(socket.into()),
+                Some(AddressFamily::Inet | AddressFamily::Inet6) => sockets.tcp.push(socket.into()),
+                _ => sockets.useless.push(address.to_string()),
             }
         }
         Ok(sockets)

@@ -9,6 +9,7 @@ use std::time::Instant;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -171,6 +172,7 @@ async fn ask_control(
     let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
         return Err(Problem::UnknownHost);
     };
+    let running = shared.control_requests.token();
     headers::clean_request(&mut parts.headers, host, origin);
     // What the visitor says of himself in headers counts for nothing.
     let peer = SocketAddr::new(origin.address(), peer.port());
@@ -183,7 +185,13 @@ async fn ask_control(
         None => Ok(answering.await),
     };
     match answered {
-        Ok(Ok(response)) => Ok(response.map(Body::control)),
+        Ok(Ok(response)) => Ok(response.map(|body| {
+            let body = body.map_frame(move |frame| {
+                let _until_the_last = &running;
+                frame
+            });
+            Body::control(axum::body::Body::new(body))
+        })),
         Err(panic) => {
             tracing::error!(error = %panic, "Answering a request to the control domain panicked");
             Err(Problem::SiteBroken)
@@ -208,7 +216,7 @@ async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, on_upgrade: OnUpgrade,
     tokio::select! {
         () = &mut joined => return,
         () = cut.cancelled() => {}
-        () = shared.closed.cancelled() => {}
+        () = shared.away.cancelled() => {}
     }
     stop.cancel();
     joined.await;

@@ -147,8 +147,16 @@ struct Shared {
     generation: ArcSwap<Generation>,
     /// One task for each connection after a switch of protocols.
     tunnels: TaskTracker,
-    /// Cancelled when no more connections are taken; those after a switch of protocols end then.
+    /// Cancelled when no more connections are taken.
     closed: CancellationToken,
+    /// Cancelled when connections after a switch of protocols have to end.
+    away: CancellationToken,
+    /// Requests to kennel itself that have begun.
+    control_requests: TaskTracker,
+    /// Cancelled when another process takes the router's place.
+    leaving: CancellationToken,
+    /// Cancelled when that one may: only what has begun is still here, and none of it is for kennel itself.
+    left: CancellationToken,
     /// The threads that serve visitors.
     workers: Box<[Worker]>,
     /// Where [`Router::run`] runs, and kennel's own work with it.
@@ -202,6 +210,10 @@ impl Router {
             generation: ArcSwap::from_pointee(Generation::new(Stage::Serving)),
             tunnels: TaskTracker::new(),
             closed: CancellationToken::new(),
+            away: CancellationToken::new(),
+            control_requests: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+            left: CancellationToken::new(),
             workers: (0..workers.get()).map(|_| Worker::default()).collect(),
             home: OnceLock::new(),
         });
@@ -220,7 +232,9 @@ impl Router {
             () = worker::serve(&self.shared, listeners, &shutdown) => {}
             () = keep_house(Handle { shared: Arc::clone(&self.shared) }) => {}
         }
-        Handle { shared: self.shared }.note_requests().await;
+        if !self.shared.left.is_cancelled() {
+            Handle { shared: self.shared }.note_requests().await;
+        }
     }
 }
 
@@ -231,14 +245,16 @@ async fn keep_house(handle: Handle) {
     let mut sweep = tokio::time::interval(SWEEP);
     let mut requests = tokio::time::interval(REQUESTS_TICK);
     requests.reset();
+    let rows = handle.shared.leaving.clone();
     loop {
         tokio::select! {
-            _ = tick.tick() => {
+            // What has begun may go on for long after the rows are another's.
+            _ = tick.tick(), if !rows.is_cancelled() => {
                 if let Err(err) = handle.reload().await {
                     tracing::error!(error = %err, "Could not rebuild the route table; the old one stays");
                 }
             }
-            _ = requests.tick() => handle.note_requests().await,
+            _ = requests.tick(), if !rows.is_cancelled() => handle.note_requests().await,
             _ = sweep.tick() => handle.shared.table.load().upstreams().for_each(|upstream| upstream.sweep()),
         }
     }
@@ -291,6 +307,14 @@ impl Handle {
     #[must_use]
     pub fn closed(&self) -> CancellationToken {
         self.shared.closed.clone()
+    }
+
+    /// Takes no more connections, and lets those that are there do nothing but finish what they have begun, WebSockets
+    /// included; returns when none of it needs the rows any more. [`Router::run`] goes on until all has ended.
+    pub async fn leave(&self) {
+        self.shared.leaving.cancel();
+        self.shared.left.cancelled().await;
+        self.note_requests().await;
     }
 
     /// Lets no new request into `deployment`, and returns when none is left in it; what is left at `deadline` is

@@ -85,6 +85,8 @@ pub struct Timeouts {
     pub lame_duck: Duration,
     /// At the end: how long what has begun may take after that: 30 s.
     pub finish: Duration,
+    /// How long what has begun may go on, WebSockets included, after another process has taken the router's place: 24 h.
+    pub hand_over: Duration,
     /// How often the table is rebuilt unasked: 30 s.
     pub tick: Duration,
 }
@@ -102,6 +104,7 @@ impl Default for Timeouts {
             park: Duration::from_millis(250),
             lame_duck: Duration::from_millis(300),
             finish: Duration::from_secs(30),
+            hand_over: Duration::from_secs(24 * 3600),
             tick: Duration::from_secs(30),
         }
     }

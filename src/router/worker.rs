@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::accept::{Scheme, accept};
 use super::generation::{Generation, Stage};
@@ -52,17 +52,34 @@ pub(super) async fn serve(shared: &Arc<Shared>, listeners: Listeners, shutdown: 
             Err(err) => tracing::error!(error = %err, "Cannot start a thread for visitors"),
         }
     }
-    shutdown.cancelled().await;
+    let leaves = tokio::select! {
+        biased;
+        () = shared.leaving.cancelled() => true,
+        () = shutdown.cancelled() => false,
+    };
+    if leaves {
+        drop(closed);
+        leave(shared, accepting, shutdown).await;
+    } else {
+        stop(shared, accepting, closed).await;
+    }
+    over.cancel();
+    let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join)).await;
+    if !matches!(joined, Ok(Ok(()))) {
+        tracing::error!("A thread of the router panicked");
+    }
+}
+
+/// Brings everything to its end, visitors who come meanwhile included.
+async fn stop(shared: &Shared, accepting: Vec<oneshot::Receiver<()>>, closed: DropGuard) {
     let deadline = Instant::now() + shared.timeouts.finish;
     let young = Arc::new(Generation::new(Stage::Stopping));
     let old = shared.generation.swap(Arc::clone(&young));
     // A long answer must not keep everybody else waiting for the next process: until it is out, visitors are served.
     old.end(shared, shared.timeouts.finish).await;
     drop(closed);
-    for accepted in accepting {
-        // It says nothing when it ends: that is the sign.
-        let _ = accepted.await;
-    }
+    no_longer(accepting).await;
+    shared.away.cancel();
     shared.tunnels.close();
     tokio::join!(
         young.end(shared, deadline.saturating_duration_since(Instant::now()).max(LAST)),
@@ -70,10 +87,38 @@ pub(super) async fn serve(shared: &Arc<Shared>, listeners: Listeners, shutdown: 
         old.end(shared, LAST),
         shared.tunnels.wait(),
     );
-    over.cancel();
-    let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(thread::JoinHandle::join)).await;
-    if !matches!(joined, Ok(Ok(()))) {
-        tracing::error!("A thread of the router panicked");
+}
+
+/// Lets what has begun go on until `shutdown`, [`Timeouts::hand_over`] at most, while another process takes connections.
+///
+/// [`Timeouts::hand_over`]: super::Timeouts::hand_over
+async fn leave(shared: &Shared, accepting: Vec<oneshot::Receiver<()>>, shutdown: &CancellationToken) {
+    no_longer(accepting).await;
+    let generation = shared.generation.load_full();
+    generation.enter(Stage::Stopping, shared);
+    tokio::time::sleep(shared.timeouts.lame_duck).await;
+    generation.enter(Stage::Closing, shared);
+    shared.control_requests.close();
+    if tokio::time::timeout(shared.timeouts.finish, shared.control_requests.wait()).await.is_err() {
+        tracing::warn!("Requests to kennel itself did not finish in time");
+    }
+    shared.left.cancel();
+    generation.tasks.close();
+    shared.tunnels.close();
+    tokio::select! {
+        () = async { tokio::join!(generation.tasks.wait(), shared.tunnels.wait()); } => return,
+        () = tokio::time::sleep(shared.timeouts.hand_over) => {}
+        () = shutdown.cancelled() => {}
+    }
+    shared.away.cancel();
+    tokio::join!(generation.end(shared, shared.timeouts.finish), shared.tunnels.wait());
+}
+
+/// Waits until nothing is accepted any more.
+async fn no_longer(accepting: Vec<oneshot::Receiver<()>>) {
+    for accepted in accepting {
+        // It says nothing when it ends: that is the sign.
+        let _ = accepted.await;
     }
 }
 

@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("sockets", 1),
     ("store", 2),
     ("host", 2),
+    ("handover", 2),
     ("router", 3),
     ("webhook", 4),
     ("builder", 4),
@@ -23,7 +24,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("certificates", 4),
     ("reconciler", 5),
     ("daemon", 6),
-    ("cli", 7),
+    ("service", 7),
+    ("cli", 8),
 ];
 
 /// What a module may use less than its layer says, with the reason.
@@ -41,7 +43,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.
-    ("cli", &["model", "config", "wake", "telemetry", "sockets", "api", "daemon", "builder", "host"]),
+    ("cli", &["model", "config", "wake", "telemetry", "sockets", "handover", "api", "service", "builder", "host"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -214,3 +214,104 @@ async fn sockets_that_no_key_names_are_named_in_the_journal() {
     assert_eq!(socket, "root kennel 660\n");
     done(lab).await;
 }
+
+/// Where the program lies in tests that replace it.
+const PROGRAM: &str = "/opt/kennel/kennel";
+
+/// As [`held`], of a program that can be replaced.
+async fn replaceable() -> (Lab, String) {
+    let lab = Lab::prepare(LabConfig::hello()).await;
+    upgrade().await;
+    fs::create_dir_all("/run/systemd/system/kennel.service.d").unwrap();
+    let unit =
+        format!("[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nExecReload=\nExecReload={PROGRAM} check-config\n");
+    fs::write("/run/systemd/system/kennel.service.d/program.conf", unit).unwrap();
+    sockets::hold(&[]).await;
+    machine::ok("systemctl", &["start", "kennel.service"]).await;
+    let live = lab.deploy_api("hello", "main", &App::api("one")).await;
+    (lab, live.host)
+}
+
+/// Installs the program anew.
+async fn upgrade() {
+    machine::ok("install", &["-D", "-m", "755", "/usr/bin/kennel", PROGRAM]).await;
+}
+
+async fn gone(pid: u32) {
+    until(&format!("process {pid} ends"), Duration::from_secs(20), async || {
+        (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_after_an_upgrade_hands_over_and_cuts_nothing() {
+    let (lab, host) = replaceable().await;
+    let mut socket = lab.web_socket(&host).await;
+    let mut slow = JoinSet::new();
+    slow.spawn({
+        let request = request(Method::GET, &host, "/slow", "");
+        async move { send(ROUTER, request).await }
+    });
+    let load = Load::begin(&host, 8, 0);
+    let mut processes = vec![machine::main_pid("kennel.service").await];
+    for _ in 0..2 {
+        upgrade().await;
+        machine::ok("systemctl", &["reload", "kennel.service"]).await;
+        processes.push(machine::main_pid("kennel.service").await);
+        assert_ne!(processes[processes.len() - 2], processes[processes.len() - 1], "another process has taken over");
+        socket.echo("still there?").await.expect("a WebSocket is not cut");
+    }
+    load.end().await.expect_no_failure();
+    slow.join_all().await.remove(0).expect("a request that was begun is answered").expect(200);
+    // The new one is a whole kennel.
+    lab.deploy_api("hello", "topic", &App::api("two")).await;
+    assert_eq!(machine::property("kennel.service", "ActiveState").await, "active");
+    let mut younger = lab.web_socket(&host).await;
+    socket.echo("still there?").await.expect("a WebSocket is not cut");
+
+    // A restart ends what all of them still serve, each process with it; what was begun is answered all the same.
+    let mut slow = JoinSet::new();
+    slow.spawn({
+        let request = request(Method::GET, &host, "/slow?6", "");
+        async move { send(ROUTER, request).await }
+    });
+    upgrade().await;
+    machine::ok("systemctl", &["reload", "kennel.service"]).await;
+    processes.push(machine::main_pid("kennel.service").await);
+    assert!(slow.try_join_next().is_none(), "the slow answer is still under way, two processes before the last");
+    lab.restart().await;
+    slow.join_all().await.remove(0).expect("a request that was begun is answered").expect(200);
+    assert_eq!((socket.closed().await, younger.closed().await), (Some(1001), Some(1001)));
+    for process in processes {
+        gone(process).await;
+    }
+    assert_eq!(lab.version(&host).await, "one");
+
+    let socket = lab.web_socket(&host).await;
+    let old = machine::main_pid("kennel.service").await;
+    upgrade().await;
+    machine::ok("systemctl", &["reload", "kennel.service"]).await;
+    drop(socket);
+    gone(old).await;
+    // systemd watches over the new process as over any.
+    lab.kill9().await;
+    assert_eq!(lab.version(&host).await, "one");
+    done(lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_program_that_cannot_start_leaves_the_old_one_serving() {
+    let (lab, host) = replaceable().await;
+    let old = machine::main_pid("kennel.service").await;
+    let faulty = "#!/bin/sh\n[ \"$1\" = daemon ] && exit 3\nexec /usr/bin/kennel \"$@\"\n";
+    fs::write("/opt/kennel/faulty", faulty).unwrap();
+    machine::ok("install", &["-m", "755", "/opt/kennel/faulty", PROGRAM]).await;
+    machine::ok("systemctl", &["reload", "kennel.service"]).await;
+    assert_eq!(machine::main_pid("kennel.service").await, old);
+    assert_eq!(lab.version(&host).await, "one");
+    let journal = lab.journal().await;
+    assert!(journal.contains("Kept the old program: /opt/kennel/kennel did not start"), "{journal}");
+    upgrade().await;
+    done(lab).await;
+}

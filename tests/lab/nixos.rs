@@ -85,7 +85,7 @@ async fn a_small_and_a_full_configuration_pass_the_daemons_check_without_a_warni
         assert_eq!(file["valkey"]["url_file"].as_str(), Some("/var/lib/kennel-secrets/valkey-url"));
         let sockets = evaluate(&lib, "builtins.toJSON full.systemd.sockets.kennel.listenStreams").await;
         let sockets: Vec<String> = serde_json::from_str(&succeeded(&sockets)).unwrap();
-        assert_eq!(sockets, ["", "0.0.0.0:80", "0.0.0.0:443", "127.0.0.1:3000", "/run/kennel/kennel.sock"]);
+        assert_eq!(sockets, ["", "0.0.0.0:80", "[::]:443", "0.0.0.0:3000", "/run/kennel/kennel.sock"]);
         let ports = evaluate(&lib, "builtins.toJSON full.networking.firewall.allowedTCPPorts").await;
         assert_eq!(succeeded(&ports), "[80,443]");
         let closed = evaluate(&lib, "builtins.toJSON minimal.networking.firewall.allowedTCPPorts").await;

@@ -32,7 +32,7 @@ class Service(BaseHTTPRequestHandler):
         elif path == "/":
             self.answer(200, {"version": VERSION, "pid": os.getpid(), "listening_at": self.server.listening_at})
         elif path == "/slow":
-            time.sleep(1.5)
+            time.sleep(float(query or 1.5))
             self.answer(200, {"version": VERSION})
         elif path == "/env":
             self.answer(200, dict(os.environ))
