@@ -130,7 +130,9 @@ async fn restarts_under_load_fail_no_request_and_no_delivery() {
     });
     for _ in 0..4 {
         let before = machine::main_pid("kennel.service").await;
+        let begun = Instant::now();
         lab.restart().await;
+        println!("restarted after {} ms", begun.elapsed().as_millis());
         assert_ne!(machine::main_pid("kennel.service").await, before);
     }
     delivering.cancel();
