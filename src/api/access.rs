@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::operator;
 use super::problem::{Advice, ApiError};
-use crate::host::sockets;
+use crate::host::tcp;
 use crate::model::HostName;
 use crate::telemetry::chain;
 
@@ -156,7 +156,7 @@ fn without_port(host: &str) -> &str {
 
 /// Whose socket a local client's is, if that can be told.
 pub(super) async fn owner_of(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
-    match tokio::task::spawn_blocking(move || sockets::owner(peer, local)).await {
+    match tokio::task::spawn_blocking(move || tcp::owner(peer, local)).await {
         Ok(Ok(owner)) => owner,
         Ok(Err(err)) => {
             warn!(error = %chain(&err), "Could not look up whose a connection is");

@@ -10,7 +10,7 @@ pub mod disk;
 pub mod key;
 pub mod machine;
 pub mod services;
-pub mod sockets;
+pub mod tcp;
 
 pub mod fake;
 

@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::server::{self, Listening, Program, Running};
 use super::{Behaviour, FakeMachine, Gate, State};
-use crate::host::{HostError, Listener, UnitSpec, UnitState, sockets};
+use crate::host::{HostError, Listener, UnitSpec, UnitState, tcp};
 use crate::model::{Port, UnitName, UserName};
 
 /// The user of sockets that are nobody's here.
@@ -81,7 +81,7 @@ impl FakeMachine {
 
     pub(super) fn listener_of(&self, port: Port) -> Result<Listener, HostError> {
         let fault = |error| HostError::new(format!("look for listeners on port {port}"), error);
-        let real = sockets::listener(port).map_err(fault)?;
+        let real = tcp::listener(port).map_err(fault)?;
         let mut state = self.state();
         if let Some(&uid) = state.foreign.get(&port) {
             return Ok(Listener::Owned { uid });

@@ -34,7 +34,7 @@ use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
-    UnitSpec, UnitState, sockets,
+    UnitSpec, UnitState, tcp,
 };
 use crate::crash::{self, Point};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
@@ -260,7 +260,7 @@ impl Machine for SystemdMachine {
     }
 
     async fn listener(&self, port: Port) -> Result<Listener, HostError> {
-        blocking(|| format!("look for listeners on port {port}"), move || Ok(sockets::listener(port)?)).await
+        blocking(|| format!("look for listeners on port {port}"), move || Ok(tcp::listener(port)?)).await
     }
 
     async fn own_units(&self) -> Result<Vec<UnitName>, HostError> {
