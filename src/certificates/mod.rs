@@ -10,6 +10,7 @@ mod drawer;
 mod given;
 mod order;
 mod plan;
+mod settle;
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,17 +23,17 @@ use instant_acme::{Account, CertificateIdentifier};
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use self::authority::AuthorityError;
 use self::drawer::Drawer;
 use self::given::{Given, News};
 use self::order::{Desk, Failure};
-use self::plan::{BackOff, Facts};
+use self::plan::Facts;
 use crate::config::{self, AcmeConfig};
 use crate::model::HostName;
 use crate::router::{self, Certificate, Certificates};
-use crate::store::{CertificateRow, FailedTry, Issued, Store};
+use crate::store::{CertificateRow, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
 
@@ -217,103 +218,6 @@ impl Keeper {
             });
         }
         Ok(None)
-    }
-
-    async fn settle(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        let noted = match done {
-            Ok(Done::Opened(acme, opened)) => self.opened(acme, opened).await,
-            Ok(Done::Ordered(row, directory, obtained)) => {
-                self.busy.remove(&row.host);
-                self.ordered(&row, &directory, obtained).await
-            }
-            Ok(Done::Asked(host, answer)) => {
-                self.busy.remove(&host);
-                self.asked(&host, answer).await
-            }
-            Err(panic) => {
-                // Whose it was is not known; their rows say what is to be done.
-                self.busy.clear();
-                self.opening = false;
-                Err(panic.into())
-            }
-        };
-        if let Err(err) = noted {
-            error!(error = %chain(&*err), "Could not write down what has become of a certificate");
-        }
-    }
-
-    async fn opened(&mut self, acme: AcmeConfig, opened: Result<Account, AuthorityError>) -> anyhow::Result<()> {
-        self.opening = false;
-        match opened {
-            Ok(account) => {
-                self.account = Some((acme, account));
-                Ok(())
-            }
-            Err(err) => self.away(&acme.directory, &err).await,
-        }
-    }
-
-    async fn ordered(
-        &mut self,
-        row: &CertificateRow,
-        directory: &str,
-        obtained: Result<Certificate, Failure>,
-    ) -> anyhow::Result<()> {
-        let host = &row.host;
-        let failure = match obtained {
-            Ok(certificate) => {
-                let (begins, ends) = (certificate.begins().as_millisecond(), certificate.ends().as_millisecond());
-                let (renew_at, now) = (plan::renewal(begins, ends, chance()), now());
-                let issued = Issued { directory: directory.to_owned(), expires_at: ends, renew_at, ask_at: now };
-                info!(host = %host, "{host} has a certificate until {}", certificate.ends());
-                self.held.insert(host.clone(), Arc::new(certificate));
-                self.show();
-                self.ctx.store.note_issued(host, &issued).await?;
-                return Ok(self.ctx.store.note_authority_back(directory).await?);
-            }
-            Err(failure) => failure,
-        };
-        let back_off = match &failure {
-            Failure::Authority(_) => return self.away(directory, &failure).await,
-            Failure::NoAccount(_) => {
-                self.account = None;
-                let (drawer, own) = (self.drawer.clone(), directory.to_owned());
-                tokio::task::spawn_blocking(move || drawer.remove_account(&own)).await??;
-                return self.away(directory, &failure).await;
-            }
-            Failure::Limited(_) => BackOff::LIMITED,
-            _ => BackOff::HOST,
-        };
-        let problem = chain(&failure);
-        let try_at = now().saturating_add(back_off.wait(row.failures, chance()));
-        let again = time(try_at);
-        warn!(host = %host, error = %problem, "No certificate for {host}, trying again at {again}: {problem}");
-        Ok(self.ctx.store.note_failed_try(host, &FailedTry { try_at, problem }).await?)
-    }
-
-    /// Notes that the authority cannot be used, and leaves it alone for a while.
-    async fn away(
-        &mut self,
-        directory: &str,
-        err: &(dyn std::error::Error + Send + Sync + 'static),
-    ) -> anyhow::Result<()> {
-        let before = self.ctx.store.authority_away(directory).await?;
-        if before.as_ref().is_some_and(|away| away.try_at > now()) {
-            // Another order has found that out a moment ago.
-            return Ok(());
-        }
-        let problem = chain(err);
-        let failures = before.map_or(0, |away| away.failures);
-        let try_at = now().saturating_add(BackOff::AUTHORITY.wait(failures, chance()));
-        let again = time(try_at);
-        warn!(error = %problem, "No certificates from {directory}, trying again at {again}: {problem}");
-        Ok(self.ctx.store.note_authority_away(directory, &FailedTry { try_at, problem }).await?)
-    }
-
-    async fn asked(&self, host: &HostName, answer: Option<(i64, i64)>) -> anyhow::Result<()> {
-        let earliest = now().saturating_add(ms(ASK_AGAIN));
-        let (renew_at, ask_at) = answer.map_or((None, earliest), |(renew_at, ask_at)| (Some(renew_at), ask_at));
-        Ok(self.ctx.store.plan_renewal(host, renew_at, ask_at.max(earliest)).await?)
     }
 
     async fn forget(&mut self, host: &HostName) -> anyhow::Result<()> {
