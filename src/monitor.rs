@@ -4,7 +4,7 @@
 //! of them cost no more at a time than a few. A service is asked on a connection of its own each time, so that one that
 //! accepts no more is found out.
 //!
-//! **Invariant:** one bad answer sends nobody away: [`FAILURES`] in a row do, and one good answer ends it.
+//! **Invariant:** one bad answer sends nobody away: `FAILURES` in a row do, and one good answer ends it.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};

@@ -1,7 +1,7 @@
 //! Which certificates there are: those that something else keeps in files, and those kennel orders by ACME.
 //!
-//! A loop looks at files, routes and rows, does what [`plan`] says, and hands the router what there is to be shown.
-//! What was tried, and when to try again, is in rows; chains and keys lie in files, see [`drawer`].
+//! A loop looks at files, routes and rows, does what `plan` says, and hands the router what there is to be shown.
+//! What was tried, and when to try again, is in rows; chains and keys lie in files, see `drawer`.
 //!
 //! **Invariant:** a certificate that is there is shown until a better one is, whatever becomes of its authority.
 
