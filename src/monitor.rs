@@ -94,7 +94,7 @@ impl Monitor {
             .collect();
         due.sort_by_key(|(at, _)| *at);
         let mut answers = stream::iter(due)
-            .map(async |(at, check)| {
+            .map(|(at, check)| async move {
                 sleep_until(at).await;
                 let answer = match &check.path {
                     Some(path) => probe::http(check.port, path, &check.host).await,
