@@ -217,7 +217,7 @@ impl Running {
 
         let monitor = Monitor::new(store.clone(), handle.clone(), shared.clone());
         let reconciler = Reconciler::new(deployer.clone());
-        if let Err(err) = reconciler.run_once().await {
+        if let Err(err) = reconciler.begin().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
         }
         crash::point(Point::StartReconciled);

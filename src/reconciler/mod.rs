@@ -61,6 +61,15 @@ impl Reconciler {
         }
     }
 
+    /// Reconciles for the first time, before anything else is done to the machine.
+    ///
+    /// # Errors
+    /// As [`Self::run_once`].
+    pub async fn begin(&self) -> anyhow::Result<()> {
+        self.ctx.machine.remove_empty_dirs().await?;
+        self.run_once().await
+    }
+
     /// Reconciles once.
     ///
     /// # Errors

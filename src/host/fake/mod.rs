@@ -338,6 +338,11 @@ impl Machine for FakeMachine {
         .await
     }
 
+    async fn remove_empty_dirs(&self) -> Result<(), HostError> {
+        // There are none in memory.
+        Ok(())
+    }
+
     async fn empty_trash(&self, _older_than: Duration) -> Result<(), HostError> {
         self.act(Op::EmptyTrash, async || {
             self.state().trash.clear();

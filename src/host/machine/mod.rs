@@ -367,12 +367,17 @@ impl Machine for SystemdMachine {
         blocking(|| "empty the trash".to_owned(), move || Ok(upkeep::empty_trash(&layout, older_than)?)).await
     }
 
+    async fn remove_empty_dirs(&self) -> Result<(), HostError> {
+        let layout = self.layout.clone();
+        blocking(|| "remove empty directories".to_owned(), move || Ok(upkeep::remove_empty_dirs(&layout)?)).await
+    }
+
     async fn inventory(&self) -> Result<Inventory, HostError> {
         let units = self.units().await?;
         let running = units.iter().filter(|(_, runs)| **runs).map(|(unit, _)| unit.clone()).collect();
         let layout = self.layout.clone();
-        let look = move || Ok(upkeep::inventory(&layout)?);
-        let found = blocking(|| "look through kennel's directories".to_owned(), look).await?;
+        let action = || "look through kennel's directories".to_owned();
+        let found = blocking(action, move || Ok(upkeep::inventory(&layout)?)).await?;
         Ok(Inventory { units: units.into_keys().collect(), running, ..found })
     }
 

@@ -110,6 +110,25 @@ pub(super) fn empty_trash(layout: &Layout, older_than: Duration) -> io::Result<(
     Ok(())
 }
 
+/// Removes the directories of projects and branches that hold nothing.
+pub(super) fn remove_empty_dirs(layout: &Layout) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
+    for top in layout.services_dirs().into_iter().chain([layout.sites_dir()]) {
+        for project in files::names(&top)?.into_iter().map(|name| top.join(name)) {
+            let branches = files::names(&project)?.into_iter().map(|name| project.join(name));
+            for dir in branches.chain([project.clone()]) {
+                match fs::remove_dir(&dir) {
+                    Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the link a worker left says, if that is a store path that exists.
 pub(super) fn read_output(work_dir: &Path, name: &str) -> Result<StorePath, Fault> {
     let target = files::read_link_in(work_dir, "out", name)?.ok_or("the worker left no link")?;
@@ -169,4 +188,26 @@ fn three_deep<T: std::str::FromStr>(top: &Path) -> io::Result<Vec<(ProjectName, 
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render::unit::tests::layout;
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_empty_goes_and_what_holds_something_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let layout = Layout { state_dir: state.path().to_owned(), ..layout() };
+        let sites = layout.sites_dir();
+        for dir in ["ghost/main", "shop/topic", "shop/main"] {
+            fs::create_dir_all(sites.join(dir)).unwrap();
+        }
+        std::os::unix::fs::symlink("/nix/store/x", sites.join("shop/main/web")).unwrap();
+        fs::write(sites.join("note"), "of somebody else's").unwrap();
+        remove_empty_dirs(&layout).unwrap();
+        assert_eq!(files::names(&sites).unwrap(), ["note", "shop"]);
+        assert_eq!(files::names(&sites.join("shop")).unwrap(), ["main"]);
+        remove_empty_dirs(&layout).unwrap();
+    }
 }

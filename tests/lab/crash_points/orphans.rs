@@ -23,6 +23,8 @@ pub(super) async fn put(store_path: &str) {
             let place = if dir == "services" { format!("{dir}/ghost/main/{name}") } else { format!("{dir}/{name}") };
             fs::create_dir_all(Path::new(STATE).join(&place).join("inside")).unwrap();
         }
+        // What is left when a crash comes between a link and the directories above it.
+        fs::create_dir_all(Path::new(STATE).join(format!("sites/gone/{n}"))).unwrap();
         fs::create_dir_all(Path::new(STATE).join("sites/ghost/main")).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("sites/ghost/main/w{n}"))).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("gcroots/900{n}-ghost"))).unwrap();
