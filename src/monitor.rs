@@ -33,8 +33,7 @@ pub struct Monitor {
     store: Store,
     router: Handle,
     config: config::Shared,
-    /// How often each has failed since it last answered.
-    failures: HashMap<DeploymentId, u32>,
+    failures: Failures,
     /// Spreads the services over a round.
     spread: RandomState,
     round: u64,
@@ -53,11 +52,42 @@ struct Check {
     unhealthy: bool,
 }
 
+/// How often each service has failed since it last answered.
+#[derive(Debug, Default)]
+struct Failures(HashMap<DeploymentId, u32>);
+
+/// What changes for a service after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// It gets no visitors any more.
+    Unhealthy,
+    /// It gets them again.
+    Healthy,
+}
+
+impl Failures {
+    /// Counts an answer of the service that `check` is about.
+    fn count<E>(&mut self, check: &Check, answer: &Result<(), E>) -> Option<Change> {
+        if answer.is_ok() {
+            self.0.remove(&check.deployment);
+            return check.unhealthy.then_some(Change::Healthy);
+        }
+        let failures = self.0.entry(check.deployment).or_default();
+        *failures = failures.saturating_add(1);
+        (*failures >= FAILURES && !check.unhealthy).then_some(Change::Unhealthy)
+    }
+
+    /// Forgets all but these.
+    fn keep(&mut self, live: &HashSet<DeploymentId>) {
+        self.0.retain(|deployment, _| live.contains(deployment));
+    }
+}
+
 impl Monitor {
     /// A monitor that has asked nothing yet.
     #[must_use]
     pub fn new(store: Store, router: Handle, config: config::Shared) -> Self {
-        Self { store, router, config, failures: HashMap::new(), spread: RandomState::new(), round: 0 }
+        Self { store, router, config, failures: Failures::default(), spread: RandomState::new(), round: 0 }
     }
 
     /// Asks until shutdown.
@@ -85,7 +115,7 @@ impl Monitor {
         let begun = Instant::now();
         let checks = checks(self.store.routes().await?);
         let live: HashSet<_> = checks.iter().map(|check| check.deployment).collect();
-        self.failures.retain(|deployment, _| live.contains(deployment));
+        self.failures.keep(&live);
         self.round += 1;
         let length = until.saturating_duration_since(begun);
         let mut due: Vec<_> = checks
@@ -111,32 +141,24 @@ impl Monitor {
 
     async fn judge(&mut self, check: &Check, answer: Result<(), ProbeFailure>) -> anyhow::Result<()> {
         let Check { deployment, host, .. } = check;
-        let failure = match answer {
-            Ok(()) => {
-                self.failures.remove(deployment);
-                if check.unhealthy && self.store.note_health(*deployment, None).await? {
-                    self.router.reload().await?;
-                    info!(deployment.id = %deployment, "Deployment {deployment} of {host} is healthy again");
-                }
-                return Ok(());
-            }
-            Err(failure) => failure,
+        let reason = match (self.failures.count(check, &answer), answer) {
+            (Some(Change::Healthy), _) => None,
+            (Some(Change::Unhealthy), Err(failure)) => Some(match &check.path {
+                Some(path) => format!("`GET {path}` {failure}"),
+                None => format!("port {} {failure}", check.port),
+            }),
+            _ => return Ok(()),
         };
-        let failures = self.failures.entry(*deployment).or_default();
-        *failures = failures.saturating_add(1);
-        if *failures < FAILURES || check.unhealthy {
+        if !self.store.note_health(*deployment, reason.as_deref()).await? {
             return Ok(());
         }
-        let reason = match &check.path {
-            Some(path) => format!("`GET {path}` {failure}"),
-            None => format!("port {} {failure}", check.port),
-        };
-        if self.store.note_health(*deployment, Some(&reason)).await? {
-            self.router.reload().await?;
-            warn!(
+        self.router.reload().await?;
+        match reason {
+            None => info!(deployment.id = %deployment, "Deployment {deployment} of {host} is healthy again"),
+            Some(reason) => warn!(
                 deployment.id = %deployment, error = %reason,
                 "Deployment {deployment} of {host} gets no visitors: {FAILURES} times in a row {reason}"
-            );
+            ),
         }
         Ok(())
     }
@@ -184,6 +206,23 @@ mod tests {
     fn a_service_with_two_names_is_asked_once() {
         let asked = checks(vec![route("a.example", 1), route("b.example", 2), route("c.example", 1)]);
         assert_eq!(asked.iter().map(|check| check.host.as_str()).collect::<Vec<_>>(), ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn a_service_is_unhealthy_after_three_failures_in_a_row_and_healthy_after_one_answer() {
+        let mut failures = Failures::default();
+        let mut check = checks(vec![route("a.example", 1)]).remove(0);
+        let mut told = String::new();
+        for answer in "xx.xxxxx.x.xxx".chars() {
+            let change = failures.count(&check, &(if answer == '.' { Ok(()) } else { Err(()) }));
+            told.push(match change {
+                Some(Change::Unhealthy) => 'U',
+                Some(Change::Healthy) => 'H',
+                None => ' ',
+            });
+            check.unhealthy = change.map_or(check.unhealthy, |change| change == Change::Unhealthy);
+        }
+        assert_eq!(told, "     U  H    U");
     }
 
     #[test]
