@@ -57,12 +57,7 @@ async fn cancel_returns_when_the_build_has_stopped() {
     fixture.push("heads/main", FIRST, "Say hello").await;
     let build = fixture.claim().await;
     let (ran, ()) = tokio::join!(fixture.kennel(&["cancel", "1"]), async {
-        for _ in 0..1000 {
-            if !fixture.store.builds_to_cancel().await.unwrap().is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("the build is to stop", async || fixture.store.builds_to_cancel().await.unwrap().pop()).await;
         fixture.store.finish_build(&build, &"localhost".parse().unwrap(), &BuildOutcome::Cancelled).await.unwrap();
     });
     insta::assert_snapshot!(ran.all(), @r#"

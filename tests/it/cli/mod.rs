@@ -41,6 +41,19 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
+/// Looks until there is something; tells what.
+async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("it did not come to pass: {what}"))
+}
+
 /// What a command left behind.
 struct Ran {
     code: i32,
@@ -112,15 +125,7 @@ impl Fixture {
     }
 
     async fn wait_and_claim(&self) -> ClaimedBuild {
-        let claim = async {
-            loop {
-                if let Some(build) = self.store.claim_build(&self.run).await.unwrap() {
-                    return build;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, claim).await.expect("a build is queued")
+        until("a build is queued", async || self.store.claim_build(&self.run).await.unwrap()).await
     }
 
     /// Ends a build; each service or site was made, or failed with a reason.

@@ -274,7 +274,6 @@ async fn a_bus_that_goes_away_and_comes_back_is_found_again() {
     let unit = spec.unit();
     let waits = machine.wait_unit(&unit);
     let stops = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
         run("sh", &["-c", "pkill -x dbus-daemon; sleep 0.3; systemctl restart dbus.socket dbus.service"]).await;
         eventually("the bus is back", async || machine.unit_state(&unit).await.is_ok()).await;
         timed("stop over the new connection", machine.stop_unit(&unit)).await.0.unwrap();
