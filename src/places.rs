@@ -79,6 +79,14 @@ impl Places {
     }
 }
 
+impl Place {
+    /// Who it is charged to.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.source
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -107,8 +107,8 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         // A proxy brings many visitors.
-        let proxy = origin::is_trusted(peer.ip(), &self.shared.trusted);
-        let source = if proxy { Source::Proxy } else { Source::of(Some(peer.ip())) };
+        let trusted = origin::is_trusted(peer.ip(), &self.shared.trusted);
+        let source = if trusted { Source::Proxy } else { Source::of(Some(peer.ip())) };
         let Some(of_one) = self.shared.places_of_one.take(source) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
@@ -122,7 +122,7 @@ impl Door<'_> {
         match self.scheme {
             Scheme::Http => {
                 let origin = Origin::new(peer.ip(), port, "http");
-                let visitor = Visitor::new(peer, origin, proxy, lane, watch, places, generation);
+                let visitor = Visitor::new(peer, origin, lane, watch, places, generation);
                 tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
             }
             Scheme::Https => {
@@ -131,7 +131,7 @@ impl Door<'_> {
                     let greeted = Box::pin(tls::handshake(&shared, &generation, stream, &watch)).await;
                     let Some((stream, secured)) = greeted else { return };
                     let origin = Origin::new(peer.ip(), port, "https");
-                    let visitor = Visitor::new(peer, origin, proxy, lane, watch, places, generation).secured(secured);
+                    let visitor = Visitor::new(peer, origin, lane, watch, places, generation).secured(secured);
                     connection::serve(shared, stream, Arc::new(visitor)).await;
                 });
             }

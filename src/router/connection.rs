@@ -26,7 +26,7 @@ use super::origin::Origin;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, dispatch};
-use crate::places::Place;
+use crate::places::{Place, Source};
 
 /// The most that is read of a request before buffers are made for it.
 const FIRST: usize = 1024;
@@ -38,8 +38,6 @@ pub(super) struct Visitor {
     pub(super) peer: SocketAddr,
     /// What services are told of him.
     pub(super) origin: Origin,
-    /// Whether the operator trusts what he says of others: he is a proxy.
-    pub(super) is_proxy: bool,
     /// Which of the router's threads serves him.
     pub(super) lane: usize,
     /// His connection's TLS, if he came by that.
@@ -57,7 +55,7 @@ pub(super) struct Visitor {
     /// Whether he takes nothing of an answer at the moment.
     stalled: AtomicBool,
     /// One of the places there are for connections, one of those that an address may have, and its count.
-    _places: (OwnedSemaphorePermit, Place, Connected),
+    places: (OwnedSemaphorePermit, Place, Connected),
 }
 
 impl Visitor {
@@ -65,7 +63,6 @@ impl Visitor {
     pub(super) fn new(
         peer: SocketAddr,
         origin: Origin,
-        is_proxy: bool,
         lane: usize,
         watch: Watch,
         places: (OwnedSemaphorePermit, Place, Connected),
@@ -74,7 +71,6 @@ impl Visitor {
         Self {
             peer,
             origin,
-            is_proxy,
             lane,
             secured: None,
             watch,
@@ -83,13 +79,18 @@ impl Visitor {
             since_ms: AtomicU64::new(Moment::now().as_ms()),
             heard: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
-            _places: places,
+            places,
         }
     }
 
     /// The same, by TLS.
     pub(super) fn secured(self, secured: Secured) -> Self {
         Self { secured: Some(secured), ..self }
+    }
+
+    /// Whether the operator trusts what he says of others.
+    pub(super) fn is_proxy(&self) -> bool {
+        self.places.1.source() == Source::Proxy
     }
 
     /// Since when the next request's head is waited for; `None` while an answer is on its way.

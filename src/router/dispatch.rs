@@ -58,14 +58,14 @@ pub(super) fn answer(
     let (mut parts, body) = request.into_parts();
     let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
-    let named = visitor.is_proxy.then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
+    let named = visitor.is_proxy().then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
     let origin = named.as_deref().unwrap_or(&visitor.origin);
     let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
     let (begun, body, series) = match &host {
         Ok(host) => begin(shared, visitor, origin, host, parts, body),
         Err(problem) => (Begun::Answered(Err(problem.clone())), None, None),
     };
-    let series = series.unwrap_or_else(|| Arc::clone(&shared.unrouted));
+    let series = series.unwrap_or_else(|| Arc::clone(&shared.own));
     let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
     async move {
         let host = host.as_deref();

@@ -24,7 +24,8 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Why a service gave no answer.
 const FAILURES: [&str; 3] = ["refused", "broke_off", "silent"];
 
-/// Whose answers are counted; `None` stands for requests that no route leads anywhere.
+/// Whose answers are counted; `None` stands for kennel itself: its own host, challenges, redirects to HTTPS, and
+/// refusals of what no route leads anywhere.
 pub(super) type Of = Option<(ProjectName, ServiceName)>;
 
 /// Everything the router counts. Clones count together.

@@ -127,8 +127,8 @@ struct Shared {
     files: Arc<Files>,
     metrics: Metrics,
     access_log: AccessLog,
-    /// Where requests that no route leads anywhere are counted.
-    unrouted: Arc<Series>,
+    /// Where what kennel answers itself is counted.
+    own: Arc<Series>,
     control: Option<(HostName, axum::Router)>,
     timeouts: Timeouts,
     limits: Limits,
@@ -193,7 +193,7 @@ impl Router {
         let shared = Arc::new(Shared {
             source,
             files: Files::new(store_dir, limits.site_memory_bytes),
-            unrouted: metrics.series(None, workers.get()),
+            own: metrics.series(None, workers.get()),
             metrics,
             access_log,
             control,
