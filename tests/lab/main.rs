@@ -21,6 +21,7 @@ mod doctor;
 mod environment;
 mod failures;
 mod floods;
+mod front_door;
 mod gapless;
 mod host;
 mod hostile;

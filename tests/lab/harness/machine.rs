@@ -127,11 +127,13 @@ pub(crate) fn listening_ports() -> BTreeSet<u16> {
     ports
 }
 
-/// What was written to the journal by or about kennel itself after a cursor.
-pub(crate) async fn kennel_journal(cursor: &str) -> String {
+/// What was written to the journal by or about kennel itself after a cursor, as far as it has these fields.
+pub(crate) async fn kennel_journal(cursor: &str, fields: &[&str]) -> String {
     ok("journalctl", &["--sync"]).await;
     let after = format!("--after-cursor={cursor}");
-    ok("journalctl", &["--quiet", "--no-pager", "--output=cat", "--unit=kennel.service", &after]).await
+    let mut arguments = vec!["--quiet", "--no-pager", "--output=cat", "--unit=kennel.service", &after];
+    arguments.extend(fields);
+    ok("journalctl", &arguments).await
 }
 
 /// A resident set, in KiB.

@@ -286,7 +286,12 @@ impl Lab {
 
     /// What kennel itself wrote to the journal in this test.
     pub(crate) async fn journal(&self) -> String {
-        machine::kennel_journal(&self.cursor).await
+        self.journal_with(&[]).await
+    }
+
+    /// The entries of it that have these fields.
+    pub(crate) async fn journal_with(&self, fields: &[&str]) -> String {
+        machine::kennel_journal(&self.cursor, fields).await
     }
 
     /// The argument that has `journalctl` begin with this test.
