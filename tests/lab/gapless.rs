@@ -84,6 +84,11 @@ fn visit(host: &str) -> http::Request<http_body_util::Full<bytes::Bytes>> {
     request(Method::GET, host, "/", "")
 }
 
+/// Begins a request.
+fn begin(host: &str, path: &str) -> JoinSet<Result<Answer, String>> {
+    JoinSet::from_iter([send(ROUTER, request(Method::GET, host, path, ""))])
+}
+
 /// Asks on the connection that is kept, or on a new one after an answer that closed it.
 async fn ask(kept: &mut Option<Connection>, host: &str) -> Result<Answer, String> {
     let mut connection = match kept.take() {
@@ -145,11 +150,7 @@ async fn restarts_under_load_fail_no_request_and_no_delivery() {
 async fn across_a_restart_what_was_begun_is_answered_and_a_websocket_is_told() {
     let (lab, host) = held().await;
     let mut socket = lab.web_socket(&host).await;
-    let mut slow = JoinSet::new();
-    slow.spawn({
-        let request = request(Method::GET, &host, "/slow", "");
-        async move { send(ROUTER, request).await }
-    });
+    let mut slow = begin(&host, "/slow");
     let mut idle = Connection::open(ROUTER).await.unwrap();
     idle.send(visit(&host)).await.unwrap().expect(200);
     let mut restart = JoinSet::new();
@@ -249,11 +250,7 @@ async fn gone(pid: u32) {
 async fn a_reload_after_an_upgrade_hands_over_and_cuts_nothing() {
     let (lab, host) = replaceable().await;
     let mut socket = lab.web_socket(&host).await;
-    let mut slow = JoinSet::new();
-    slow.spawn({
-        let request = request(Method::GET, &host, "/slow", "");
-        async move { send(ROUTER, request).await }
-    });
+    let mut slow = begin(&host, "/slow");
     let load = Load::begin(&host, 8, 0);
     let mut processes = vec![machine::main_pid("kennel.service").await];
     for _ in 0..2 {
@@ -272,11 +269,7 @@ async fn a_reload_after_an_upgrade_hands_over_and_cuts_nothing() {
     socket.echo("still there?").await.expect("a WebSocket is not cut");
 
     // A restart ends what all of them still serve, each process with it; what was begun is answered all the same.
-    let mut slow = JoinSet::new();
-    slow.spawn({
-        let request = request(Method::GET, &host, "/slow?6", "");
-        async move { send(ROUTER, request).await }
-    });
+    let mut slow = begin(&host, "/slow?6");
     upgrade().await;
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
     processes.push(machine::main_pid("kennel.service").await);
