@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -30,6 +30,8 @@ use crate::places::{Place, Source};
 
 /// The most that is read of a request before buffers are made for it.
 const FIRST: usize = 1024;
+/// Up to this size the parts of a message are copied together: that costs less than telling the kernel where each is.
+const TOGETHER: usize = 1024;
 
 /// Who is at the other end of a connection, and how he came in.
 #[derive(Debug)]
@@ -302,7 +304,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let done = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let mut joined = [0; TOGETHER];
+        let length = bufs.iter().map(|buf| buf.len()).sum::<usize>();
+        let done = if length <= TOGETHER {
+            let mut room = &mut joined[..];
+            bufs.iter().for_each(|buf| room.put_slice(buf));
+            Pin::new(&mut this.stream).poll_write(cx, &joined[..length])
+        } else {
+            Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
+        };
         this.watch(done)
     }
 
