@@ -34,6 +34,7 @@ use super::{FromOutside, Shared, headers, https, tunnel};
 const CLAIMS: usize = 8;
 
 /// What has been made of a request's head.
+#[expect(clippy::large_enum_variant, reason = "an answer in a box of its own would cost more than it saves")]
 enum Begun {
     /// It has its answer: a refusal, a site's, or one for which nobody need be asked.
     Answered(Result<Response<Body>, Problem>),
@@ -42,7 +43,7 @@ enum Begun {
     /// It is for a site.
     Site(Arc<Site>, Box<Parts>),
     /// It is for a service, for which all that is needed has been written out.
-    Service(Option<Claim>, Exchange, Option<OnUpgrade>),
+    Service(Option<Claim>, Box<Exchange>, Option<OnUpgrade>),
 }
 
 /// Answers one request.
@@ -73,11 +74,14 @@ pub(super) fn answer(
             Begun::Answered(answered) => answered,
             Begun::Control(parts) => {
                 let origin = named.as_deref().unwrap_or(&visitor.origin);
-                Box::pin(ask_control(&shared, visitor.peer, origin, host, *parts, body)).await
+                // Bound by `let`, not awaited as a temporary, which would take the room of the whole future here too.
+                let asking = Box::pin(ask_control(&shared, visitor.peer, origin, host, *parts, body));
+                asking.await
             }
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
             Begun::Service(claim, exchange, on_upgrade) => {
-                ask_service(&shared, &visitor, host, claim, exchange, on_upgrade).await
+                let asking = Box::pin(ask_service(&shared, &visitor, host, claim, exchange, on_upgrade));
+                asking.await
             }
         };
         let mut response = answered.unwrap_or_else(|problem| {
@@ -119,7 +123,7 @@ fn begin(
         Entry::Unhealthy => Begun::Answered(Err(Problem::Unhealthy)),
         Entry::Service(upstream) => {
             let claim = upstream.claim();
-            let exchange = Exchange::new(&parts, host, origin, body);
+            let exchange = Box::new(Exchange::new(&parts, host, origin, body));
             let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
             Begun::Service(claim, exchange, on_upgrade)
         }
@@ -133,7 +137,7 @@ async fn ask_service(
     visitor: &Arc<Visitor>,
     host: Option<&str>,
     mut claim: Option<Claim>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Response<Body>, Problem> {
     for _ in 0..CLAIMS {

@@ -83,11 +83,11 @@ pub(super) struct Switch {
 /// When there is no answer to pass on.
 pub(super) async fn forward(
     claim: Claim,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     visitor: &Visitor,
     timeouts: &Timeouts,
 ) -> Result<Outcome, Problem> {
-    let Exchange { method, sending, repeatable, upgrade } = exchange;
+    let Exchange { method, sending, repeatable, upgrade } = *exchange;
     let certainty = match repeatable {
         Repeatable::Yes => Certainty::Likely,
         Repeatable::No => Certainty::Certain,
@@ -140,7 +140,9 @@ enum Fault {
 
 async fn connect(claim: &Claim, timeouts: &Timeouts) -> Result<Wire, Problem> {
     let deployment = claim.deployment();
-    Wire::connect(claim.port().get(), timeouts.connect).await.map_err(|err| {
+    // In a box of its own: it is rare, and would make room in every exchange.
+    let connecting = Box::pin(Wire::connect(claim.port().get(), timeouts.connect));
+    connecting.await.map_err(|err| {
         tracing::warn!(deployment.id = %deployment, error = %err, "Cannot connect to deployment {deployment}");
         if err.kind() == std::io::ErrorKind::TimedOut { Problem::Silent } else { Problem::Refused }
     })

@@ -52,7 +52,7 @@ pub(in crate::router) struct Sending {
     written: usize,
     /// What of the body is to be written next.
     queue: VecDeque<Bytes>,
-    upload: Option<Upload>,
+    upload: Option<Box<Upload>>,
     /// Bytes of the body that were announced and have not come yet.
     left: u64,
     /// Grows with every piece that comes or goes.
@@ -93,7 +93,7 @@ impl Sending {
             Some(Framing::Length(length)) => length,
             _ => 0,
         };
-        Self { head, written: 0, queue: VecDeque::new(), upload, left, steps: 0 }
+        Self { head, written: 0, queue: VecDeque::new(), upload: upload.map(Box::new), left, steps: 0 }
     }
 
     /// The same request for another connection, if none of it was taken by this one, or `repeatable` and all at hand.
