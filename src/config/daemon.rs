@@ -98,6 +98,10 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     let count = |item: Item<'_, '_>| item.integer(1..=64).and_then(|n| NonZeroUsize::new(usize::try_from(n).ok()?));
     let workers = table.maybe("workers", count);
     let trusted_proxies = table.or("trusted_proxies", Vec::new(), |item| item.each(network));
+    let proxy_protocol = table.or("proxy_protocol", false, |item| item.boolean());
+    if proxy_protocol == Some(true) && trusted_proxies.as_ref().is_some_and(Vec::is_empty) {
+        table.fault("proxy_protocol", "needs `trusted_proxies`: the proxies that are to be believed", None);
+    }
     let words = [("off", AccessLog::Off), ("errors", AccessLog::Errors), ("all", AccessLog::All)];
     let access_log = table.or("access_log", AccessLog::Off, |item| item.one_of(&words));
     let seconds = Duration::from_secs;
@@ -115,6 +119,7 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
         access_log: access_log?,
         monitor_interval: monitor_interval?,
         trusted_proxies: trusted_proxies?,
+        proxy_protocol: proxy_protocol?,
     })
 }
 

@@ -100,6 +100,9 @@ pub struct RouterConfig {
     /// The proxies in front of kennel, as addresses or networks such as `10.0.0.0/8`: what they say of visitors in
     /// `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Port` counts. Default: none.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether the connections of `trusted_proxies` begin with a header of the PROXY protocol, version 2 (HAProxy's
+    /// `send-proxy-v2`), that says whose they are; one that does not is closed. Default: `false`.
+    pub proxy_protocol: bool,
     /// Which requests get a line in the journal: `all`, those answered by a status of 500 or more (`errors`), or none
     /// (`off`). Default: `off`; the journal drops lines when there are too many, other ones too.
     pub access_log: AccessLog,

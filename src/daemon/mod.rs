@@ -140,6 +140,7 @@ impl Running {
                 hosts_changed: certificates_bell.clone(),
                 workers,
                 trusted: now.router.trusted_proxies.clone(),
+                proxy_protocol: now.router.proxy_protocol,
                 access_log: now.router.access_log,
                 metrics,
                 ..defaults

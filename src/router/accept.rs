@@ -9,11 +9,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::connection::{self, Visitor};
+use super::generation::Generation;
+use super::metrics::Connected;
 use super::origin::Origin;
-use super::{origin, tls};
-use crate::places::Source;
+use super::watch::Watch;
+use super::{Shared, proxied};
+use crate::places::{Place, Source};
 
 /// How long to wait for a descriptor or memory to become free.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -106,35 +108,93 @@ fn is_of_one_connection(err: &io::Error) -> bool {
 
 impl Door<'_> {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        // A proxy brings many visitors.
-        let trusted = origin::is_trusted(peer.ip(), &self.shared.trusted);
-        let source = if trusted { Source::Proxy } else { Source::of(Some(peer.ip())) };
+        let source = self.shared.charged(peer.ip());
         let Some(of_one) = self.shared.places_of_one.take(source) else { return };
         if stream.set_nodelay(true).is_err() {
             // It is gone already.
             return;
         }
-        let watch = self.shared.workers[self.lane].watches.add();
-        let places = (place, of_one, self.shared.metrics.connected());
-        let (shared, port, lane) = (Arc::clone(self.shared), self.port, self.lane);
         let generation = self.shared.generation.load_full();
         let tasks = generation.tasks.clone();
+        let arrival = Arrival {
+            shared: Arc::clone(self.shared),
+            lane: self.lane,
+            port: self.port,
+            watch: self.shared.workers[self.lane].watches.add(),
+            generation,
+            peer,
+            places: (place, of_one, self.shared.metrics.connected()),
+        };
         match self.scheme {
+            _ if source == Source::Proxy && self.shared.proxy_protocol => {
+                tasks.spawn(arrival.announced(stream, self.scheme));
+            }
             Scheme::Http => {
-                let origin = Origin::new(peer.ip(), port, "http");
-                let visitor = Visitor::new(peer, origin, lane, watch, places, generation);
-                tasks.spawn(connection::serve(shared, stream, Arc::new(visitor)));
+                tasks.spawn(arrival.plain(stream));
             }
             Scheme::Https => {
-                tasks.spawn(async move {
-                    // In a box, so that nothing of it is left once it is over.
-                    let greeted = Box::pin(tls::handshake(&shared, &generation, stream, &watch)).await;
-                    let Some((stream, secured)) = greeted else { return };
-                    let origin = Origin::new(peer.ip(), port, "https");
-                    let visitor = Visitor::new(peer, origin, lane, watch, places, generation).secured(secured);
-                    connection::serve(shared, stream, Arc::new(visitor)).await;
-                });
+                tasks.spawn(arrival.secured(stream));
             }
+        }
+    }
+}
+
+/// A connection that has come in and of which nothing has been read.
+struct Arrival {
+    shared: Arc<Shared>,
+    lane: usize,
+    port: u16,
+    watch: Watch,
+    generation: Arc<Generation>,
+    peer: SocketAddr,
+    places: (OwnedSemaphorePermit, Place, Connected),
+}
+
+impl Arrival {
+    fn visitor(self, scheme: &'static str) -> Visitor {
+        let origin = Origin::new(self.peer.ip(), self.port, scheme);
+        Visitor::new(self.peer, origin, self.lane, self.watch, self.places, self.generation)
+    }
+
+    /// Serves it as plain HTTP.
+    fn plain(self, stream: TcpStream) -> impl Future<Output = ()> {
+        connection::serve(Arc::clone(&self.shared), stream, Arc::new(self.visitor("http")))
+    }
+
+    /// Serves it as HTTP within TLS.
+    async fn secured(self, stream: TcpStream) {
+        let greeting = self.shared.tls.greet(stream);
+        // In a box, so that nothing of it is left once it is over.
+        let greeted = Box::pin(self.generation.begin(&self.watch, self.shared.timeouts.handshake, greeting)).await;
+        // A handshake that fails is the visitor's affair: he is told why by an alert.
+        let Some(Ok(Some((stream, secured)))) = greeted else { return };
+        connection::serve(Arc::clone(&self.shared), stream, Arc::new(self.visitor("https").secured(secured))).await;
+    }
+
+    /// Serves it as that of the visitor whom the proxy that opened it names first.
+    async fn announced(mut self, mut stream: TcpStream, scheme: Scheme) {
+        let reading = proxied::source(&mut stream);
+        let named = Box::pin(self.generation.begin(&self.watch, self.shared.timeouts.handshake, reading)).await;
+        match named {
+            // The proxy itself.
+            Some(Ok(None)) => {}
+            Some(Ok(Some(source))) => {
+                let Some(of_one) = self.shared.places_of_one.take(self.shared.charged(source.ip())) else { return };
+                (self.peer, self.places.1) = (source, of_one);
+            }
+            Some(Err(err)) => {
+                let peer = self.peer;
+                tracing::warn!(
+                    peer = %peer, error = %err,
+                    "Closed a connection of the proxy {peer}: it does not begin by the PROXY protocol, version 2"
+                );
+                return;
+            }
+            None => return,
+        }
+        match scheme {
+            Scheme::Http => Box::pin(self.plain(stream)).await,
+            Scheme::Https => Box::pin(self.secured(stream)).await,
         }
     }
 }

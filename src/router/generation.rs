@@ -3,12 +3,19 @@
 //! At the end of the router there are two generations: those that were there, and those that come while what the
 //! first have begun is being finished. Each is told in the same way, the second when no more are taken.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
 use super::Shared;
+use super::watch::{Moment, Watch};
+
+/// At the end: how long the beginning of a connection may still take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How far the end of a generation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +50,35 @@ impl Generation {
         let number = self.stage.load(Ordering::Acquire);
         let stages = [Stage::Serving, Stage::Stopping, Stage::Closing];
         stages.into_iter().find(|stage| *stage as u8 == number).unwrap_or(Stage::Cut)
+    }
+
+    /// Waits for the beginning of a connection, a handshake or the like. `None` when it is not over within `limit`, or when
+    /// the connection has to end.
+    pub(super) async fn begin<T>(
+        &self,
+        watch: &Watch,
+        limit: Duration,
+        beginning: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut due = Moment::now().after(limit);
+        let mut closing = false;
+        let mut beginning = pin!(beginning);
+        poll_fn(|cx| {
+            watch.register(cx);
+            if self.stage() >= Stage::Closing && !closing {
+                closing = true;
+                due = due.min(Moment::now().after(FAREWELL));
+            }
+            match beginning.as_mut().poll(cx) {
+                Poll::Ready(begun) => Poll::Ready(Some(begun)),
+                Poll::Pending if Moment::now() >= due || self.stage() == Stage::Cut => Poll::Ready(None),
+                Poll::Pending => {
+                    watch.until(due);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     /// Lets what has begun finish, for as long as `finish`; returns when no connection is left.

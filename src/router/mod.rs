@@ -19,6 +19,7 @@ mod https;
 mod metrics;
 mod origin;
 mod pages;
+mod proxied;
 mod settings;
 mod site;
 mod table;
@@ -33,7 +34,7 @@ pub(crate) use self::tls::testing;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub use self::tls::{Certificate, CertificateError, Certificates, Challenge, Offe
 use self::worker::Worker;
 use crate::config::AccessLog;
 use crate::model::{DeploymentId, HostName, Route, TargetId};
-use crate::places::Places;
+use crate::places::{self, Places};
 use crate::store::{Store, StoreError};
 use crate::telemetry::chain;
 use crate::wake::Bell;
@@ -133,6 +134,8 @@ struct Shared {
     timeouts: Timeouts,
     limits: Limits,
     trusted: Vec<IpNet>,
+    /// Whether connections of those begin by saying whose they are.
+    proxy_protocol: bool,
     https: Https,
     tls: tls::Front,
     hosts_changed: Bell,
@@ -164,6 +167,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// Who a connection from that address is charged to. A proxy brings many visitors.
+    fn charged(&self, address: IpAddr) -> places::Source {
+        if origin::is_trusted(address, &self.trusted) {
+            places::Source::Proxy
+        } else {
+            places::Source::of(Some(address))
+        }
+    }
+
     /// Has every connection look at what has changed around it.
     fn rouse(&self) {
         self.workers.iter().for_each(|worker| worker.watches.wake_all());
@@ -184,6 +196,7 @@ impl Router {
             https,
             hosts_changed,
             trusted,
+            proxy_protocol,
             workers,
             timeouts,
             limits,
@@ -198,6 +211,7 @@ impl Router {
             access_log,
             control,
             trusted,
+            proxy_protocol,
             timeouts,
             places: Arc::new(Semaphore::new(limits.connections)),
             places_of_one: Places::new(limits.connections_of_one),

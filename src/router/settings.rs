@@ -26,6 +26,8 @@ pub struct RouterConfig {
     pub workers: NonZeroUsize,
     /// The proxies in front of kennel: what they say in `X-Forwarded-For`, `-Proto` and `-Port` counts.
     pub trusted: Vec<IpNet>,
+    /// Whether their connections begin with the visitor's address, by the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How much there may be.
@@ -42,6 +44,7 @@ impl Default for RouterConfig {
             store_dir: PathBuf::from("/nix/store"),
             control: None,
             trusted: Vec::new(),
+            proxy_protocol: false,
             https: Https::default(),
             hosts_changed: Bell::default(),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),

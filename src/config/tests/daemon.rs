@@ -63,6 +63,14 @@ fn all_but_the_base_domain_has_a_default() {
 }
 
 #[test]
+fn the_proxy_protocol_is_for_trusted_proxies() {
+    let read = |lines: &str| parse(&format!("base_domain = \"example.com\"\n[router]\n{lines}"));
+    assert!(!read("").unwrap().router.proxy_protocol);
+    assert!(read("trusted_proxies = [\"10.0.0.1\"]\nproxy_protocol = true").unwrap().router.proxy_protocol);
+    insta::assert_snapshot!(read("proxy_protocol = true").unwrap_err(), @"line 2: `router.proxy_protocol`: needs `trusted_proxies`: the proxies that are to be believed");
+}
+
+#[test]
 fn a_project_needs_three_keys_and_has_careful_defaults() {
     let config = parse(
         "base_domain = \"a.b\"\n[projects.p]\nrepo_url = \"https://h/r\"\nrepo_type = \"gitea\"\nwebhook_secret_file = \"/s\"",

@@ -79,13 +79,28 @@ impl Visit {
     }
 
     async fn try_connect(&self, doors: &Doors, host: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(doors.secure).await.unwrap();
+        self.try_connect_behind(doors, host, b"").await
+    }
+
+    /// By way of a proxy that first sends `header`.
+    async fn try_connect_behind(
+        &self,
+        doors: &Doors,
+        host: &'static str,
+        header: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut stream = TcpStream::connect(doors.secure).await.unwrap();
+        stream.write_all(header).await.unwrap();
         let connector = TlsConnector::from(Arc::new(self.0.clone()));
         patiently(connector.connect(ServerName::try_from(host).unwrap(), stream)).await
     }
 
     async fn connect(&self, doors: &Doors, host: &'static str) -> Secure {
         Secure(self.try_connect(doors, host).await.unwrap())
+    }
+
+    pub(super) async fn connect_behind(&self, doors: &Doors, host: &'static str, header: &[u8]) -> Secure {
+        Secure(self.try_connect_behind(doors, host, header).await.unwrap())
     }
 
     async fn alert(&self, doors: &Doors, host: &'static str) -> AlertDescription {
@@ -97,7 +112,7 @@ impl Visit {
     }
 }
 
-struct Secure(TlsStream<TcpStream>);
+pub(super) struct Secure(TlsStream<TcpStream>);
 
 impl Secure {
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -118,7 +133,7 @@ impl Secure {
         answer
     }
 
-    async fn get(&mut self, host: &str, path: &str) -> Answer {
+    pub(super) async fn get(&mut self, host: &str, path: &str) -> Answer {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         self.answer().await
     }

@@ -9,12 +9,8 @@ mod challenge;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -28,15 +24,9 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 pub use self::certificate::{Certificate, CertificateError, Certificates};
 pub(super) use self::challenge::Challenges;
 pub use self::challenge::{Challenge, Offer};
-use super::Shared;
-use super::generation::{Generation, Stage};
-use super::watch::{Moment, Watch};
 
 /// What is spoken within TLS, the most wanted first (RFC 7301).
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
-
-/// At the end: how long a handshake that has begun may still take.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A fatal alert before anything is encrypted (RFC 8446, section 6): its record's head, level, and description.
 const fn alert(description: u8) -> [u8; 7] {
@@ -109,7 +99,7 @@ impl Front {
     }
 
     /// Makes a connection a secured one. `None` when it is over: refused, or a certificate authority's.
-    async fn greet<S>(&self, stream: S) -> io::Result<Option<(Box<TlsStream<S>>, Secured)>>
+    pub(super) async fn greet<S>(&self, stream: S) -> io::Result<Option<(Box<TlsStream<S>>, Secured)>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -155,36 +145,4 @@ fn config(certificates: Arc<dyn ResolvesServerCert>, protocols: &[&[u8]]) -> Ser
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = ring::Ticketer::new().expect("the system has random numbers");
     config
-}
-
-/// As [`Front::greet`], within the limit on handshakes.
-pub(super) async fn handshake<S>(
-    shared: &Shared,
-    generation: &Generation,
-    stream: S,
-    watch: &Watch,
-) -> Option<(Box<TlsStream<S>>, Secured)>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut due = Moment::now().after(shared.timeouts.handshake);
-    let mut closing = false;
-    let mut greeting = pin!(shared.tls.greet(stream));
-    poll_fn(|cx| {
-        watch.register(cx);
-        if generation.stage() >= Stage::Closing && !closing {
-            closing = true;
-            due = due.min(Moment::now().after(FAREWELL));
-        }
-        match greeting.as_mut().poll(cx) {
-            // A handshake that fails is the visitor's affair: he is told why by an alert.
-            Poll::Ready(greeted) => Poll::Ready(greeted.unwrap_or_default()),
-            Poll::Pending if Moment::now() >= due || generation.stage() == Stage::Cut => Poll::Ready(None),
-            Poll::Pending => {
-                watch.until(due);
-                Poll::Pending
-            }
-        }
-    })
-    .await
 }
