@@ -13,7 +13,7 @@ mod plan;
 mod settle;
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use instant_acme::{Account, CertificateIdentifier};
 use jiff::Timestamp;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -70,20 +70,28 @@ pub struct Keeper {
     /// The account, and what it was opened by.
     account: Option<(AcmeConfig, Account)>,
     jobs: JoinSet<Done>,
-    /// Hosts that are being ordered or asked for.
-    busy: BTreeSet<HostName>,
-    /// Whether the account is being opened.
-    opening: bool,
+    /// What each of them is for.
+    working: HashMap<Id, Job>,
+}
+
+/// What a job is for.
+enum Job {
+    /// To open the account.
+    Open(AcmeConfig),
+    /// To order the certificate of this row from the authority of this directory.
+    Order(Box<CertificateRow>, String),
+    /// To ask when to renew.
+    Ask(HostName),
 }
 
 /// What a job has come to.
 enum Done {
     /// The account, or why there is none.
-    Opened(AcmeConfig, Result<Account, AuthorityError>),
+    Opened(Result<Account, AuthorityError>),
     /// A certificate, or why there is none.
-    Ordered(Box<CertificateRow>, String, Result<Certificate, Failure>),
+    Ordered(Result<Certificate, Failure>),
     /// When to renew.
-    Asked(HostName, Option<(i64, i64)>),
+    Asked(Option<(i64, i64)>),
 }
 
 impl Keeper {
@@ -98,8 +106,8 @@ impl Keeper {
         let rows = ctx.store.certificates().await?;
         let own = drawer.clone();
         let held = tokio::task::spawn_blocking(move || read_all(&own, &rows)).await?;
-        let (given, jobs, busy) = (Given::default(), JoinSet::new(), BTreeSet::new());
-        let mut keeper = Self { ctx, drawer, given, held, account: None, jobs, busy, opening: false };
+        let (given, jobs, working) = (Given::default(), JoinSet::new(), HashMap::new());
+        let mut keeper = Self { ctx, drawer, given, held, account: None, jobs, working };
         keeper.read_given().await?;
         keeper.show();
         Ok(keeper)
@@ -119,7 +127,7 @@ impl Keeper {
             tokio::select! {
                 () = bell.rung() => {}
                 () = tokio::time::sleep(next.min(TICK)) => {}
-                Some(done) = self.jobs.join_next() => self.settle(done).await,
+                Some(done) = self.jobs.join_next_with_id() => self.settle(done).await,
                 () = shutdown.cancelled() => break,
             }
         }
@@ -144,7 +152,8 @@ impl Keeper {
         for host in &plan.forget {
             self.forget(host).await?;
         }
-        let idle = |host: &&HostName| !self.busy.contains(*host);
+        let busy = self.busy();
+        let idle = |host: &&HostName| !busy.contains(*host);
         let order: Vec<_> = plan.order.iter().filter(idle).cloned().collect();
         let ask: Vec<_> = plan.ask.iter().filter(idle).cloned().collect();
         if !(order.is_empty() && ask.is_empty())
@@ -163,7 +172,7 @@ impl Keeper {
         order: &[HostName],
         ask: &[HostName],
     ) -> anyhow::Result<Option<Duration>> {
-        if self.opening {
+        if self.working.values().any(|job| matches!(job, Job::Open(_))) {
             return Ok(None);
         }
         let away = self.ctx.store.authority_away(&acme.directory).await?;
@@ -173,18 +182,16 @@ impl Keeper {
         let account = match &self.account {
             Some((by, account)) if by == acme => account.clone(),
             _ => {
-                let (acme, drawer) = (acme.clone(), self.drawer.clone());
-                self.opening = true;
-                self.jobs.spawn(async move {
-                    let opened = tokio::time::timeout(ASK_MAX, authority::open(&acme, &drawer)).await;
-                    let opened = opened.unwrap_or_else(|_| Err(no_answer().into()));
-                    Done::Opened(acme, opened)
+                let (config, drawer) = (acme.clone(), self.drawer.clone());
+                self.spawn(Job::Open(acme.clone()), async move {
+                    let opened = tokio::time::timeout(ASK_MAX, authority::open(&config, &drawer)).await;
+                    Done::Opened(opened.unwrap_or_else(|_| Err(no_answer().into())))
                 });
                 return Ok(None);
             }
         };
         for host in order {
-            if self.busy.len() >= JOBS_MAX {
+            if self.working.len() >= JOBS_MAX {
                 return Ok(None);
             }
             // One that is new has got its row a moment ago.
@@ -201,23 +208,36 @@ impl Keeper {
                 router: self.ctx.router.clone(),
             };
             let held = self.held.get(host).filter(|_| row.directory.as_ref() == Some(&acme.directory)).cloned();
-            self.busy.insert(host.clone());
-            self.jobs.spawn(Box::pin(async move {
+            let job = Job::Order(Box::new(row.clone()), acme.directory.clone());
+            self.spawn(job, async move {
                 let obtained = tokio::time::timeout(ORDER_MAX, desk.obtain(&row, held.as_deref())).await;
-                let obtained = obtained.unwrap_or_else(|_| Err(no_answer()));
-                Done::Ordered(Box::new(row), desk.directory, obtained)
-            }));
+                Done::Ordered(obtained.unwrap_or_else(|_| Err(no_answer())))
+            });
         }
         for host in ask {
-            let Some(held) = self.held.get(host).filter(|_| self.busy.len() < JOBS_MAX).cloned() else { continue };
-            let (account, host) = (account.clone(), host.clone());
-            self.busy.insert(host.clone());
-            self.jobs.spawn(async move {
+            let Some(held) = self.held.get(host).filter(|_| self.working.len() < JOBS_MAX).cloned() else { continue };
+            let account = account.clone();
+            self.spawn(Job::Ask(host.clone()), async move {
                 let asked = tokio::time::timeout(ASK_MAX, ask_when_to_renew(&account, &held)).await;
-                Done::Asked(host, asked.ok().flatten())
+                Done::Asked(asked.ok().flatten())
             });
         }
         Ok(None)
+    }
+
+    fn spawn(&mut self, job: Job, work: impl Future<Output = Done> + Send + 'static) {
+        let task = self.jobs.spawn(Box::pin(work));
+        self.working.insert(task.id(), job);
+    }
+
+    /// The hosts that are being ordered or asked for.
+    fn busy(&self) -> BTreeSet<HostName> {
+        let host = |job: &Job| match job {
+            Job::Open(_) => None,
+            Job::Order(row, _) => Some(row.host.clone()),
+            Job::Ask(host) => Some(host.clone()),
+        };
+        self.working.values().filter_map(host).collect()
     }
 
     async fn forget(&mut self, host: &HostName) -> anyhow::Result<()> {
@@ -325,4 +345,40 @@ fn chance() -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "31 bits fit")]
     let chance = (random >> 33) as f64 / (1_u64 << 31) as f64;
     chance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::Router;
+
+    /// A keeper of a state directory in which nothing is.
+    async fn keeper(dir: &std::path::Path) -> Keeper {
+        let text = format!("base_domain = \"example.com\"\nstate_dir = \"{}\"", dir.display());
+        let config: config::Shared = Arc::new(arc_swap::ArcSwap::from_pointee(config::parse(&text).unwrap()));
+        let store = Store::open(&dir.join("kennel.db")).await.unwrap();
+        let (_, router) = Router::new(router::RouterConfig::default(), store.clone());
+        Keeper::start(Context { store, router, config, bell: Bell::default() }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_frees_its_own_host_and_waits_like_one_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = keeper(dir.path()).await;
+        let [a, b]: [HostName; 2] = ["a.example", "b.example"].map(|name| name.parse().unwrap());
+        keeper.ctx.store.note_wanted(&[a.clone(), b.clone()], &[], 0).await.unwrap();
+        let rows = keeper.ctx.store.certificates().await.unwrap();
+        let order = |row: &CertificateRow| Job::Order(Box::new(row.clone()), "https://ca/dir".to_owned());
+        keeper.spawn(order(&rows[0]), async { panic!("as a test has it") });
+        keeper.spawn(order(&rows[1]), std::future::pending());
+        assert_eq!(keeper.busy(), BTreeSet::from([a, b.clone()]));
+
+        let ended = keeper.jobs.join_next_with_id().await.unwrap();
+        keeper.settle(ended).await;
+
+        assert_eq!(keeper.busy(), BTreeSet::from([b]));
+        let rows = keeper.ctx.store.certificates().await.unwrap();
+        assert_eq!((rows[0].failures, rows[1].failures), (1, 0));
+        assert!(rows[0].try_at > now() && rows[0].problem.as_ref().is_some_and(|said| said.contains("panicked")));
+    }
 }

@@ -6,13 +6,13 @@ use std::error::Error;
 use std::sync::Arc;
 
 use instant_acme::Account;
-use tokio::task::JoinError;
+use tokio::task::{Id, JoinError};
 use tracing::{error, info, warn};
 
 use super::authority::AuthorityError;
 use super::order::Failure;
 use super::plan::{self, BackOff};
-use super::{ASK_AGAIN, Done, Keeper, chance, ms, now, time};
+use super::{ASK_AGAIN, Done, Job, Keeper, chance, ms, now, time};
 use crate::config::AcmeConfig;
 use crate::model::HostName;
 use crate::router::Certificate;
@@ -20,24 +20,25 @@ use crate::store::{CertificateRow, FailedTry, Issued};
 use crate::telemetry::chain;
 
 impl Keeper {
-    /// Writes down what has become of a job, and has the router show what has come.
-    pub(super) async fn settle(&mut self, done: Result<Done, JoinError>) {
-        let noted = match done {
-            Ok(Done::Opened(acme, opened)) => self.opened(acme, opened).await,
-            Ok(Done::Ordered(row, directory, obtained)) => {
-                self.busy.remove(&row.host);
+    /// Writes down what has become of a job, and has the router show what has come. One that panicked has failed.
+    pub(super) async fn settle(&mut self, ended: Result<(Id, Done), JoinError>) {
+        let (task, done) = match ended {
+            Ok((task, done)) => (task, Ok(done)),
+            Err(panic) => (panic.id(), Err(panic)),
+        };
+        let noted = match (self.working.remove(&task), done) {
+            (Some(Job::Open(acme)), Ok(Done::Opened(opened))) => self.opened(acme, opened).await,
+            (Some(Job::Open(acme)), Err(panic)) => self.opened(acme, Err(panic.into())).await,
+            (Some(Job::Order(row, directory)), Ok(Done::Ordered(obtained))) => {
                 self.ordered(&row, &directory, obtained).await
             }
-            Ok(Done::Asked(host, answer)) => {
-                self.busy.remove(&host);
-                self.asked(&host, answer).await
+            (Some(Job::Order(row, directory)), Err(panic)) => self.ordered(&row, &directory, Err(panic.into())).await,
+            (Some(Job::Ask(host)), Ok(Done::Asked(answer))) => self.asked(&host, answer).await,
+            (Some(Job::Ask(host)), Err(panic)) => {
+                error!(error = %panic, "Could not ask when to renew the certificate of {host}");
+                self.asked(&host, None).await
             }
-            Err(panic) => {
-                // Whose it was is not known; their rows say what is to be done.
-                self.busy.clear();
-                self.opening = false;
-                Err(panic.into())
-            }
+            (None, _) | (Some(_), Ok(_)) => unreachable!("each job is noted, with what it is for"),
         };
         if let Err(err) = noted {
             error!(error = %chain(&*err), "Could not write down what has become of a certificate");
@@ -45,7 +46,6 @@ impl Keeper {
     }
 
     async fn opened(&mut self, acme: AcmeConfig, opened: Result<Account, AuthorityError>) -> anyhow::Result<()> {
-        self.opening = false;
         match opened {
             Ok(account) => {
                 self.account = Some((acme, account));
