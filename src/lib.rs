@@ -12,7 +12,7 @@
 //! | Layer | Modules |
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
-//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`chance`] what keeps many from coming at once · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
 //! | 2 | [`store`] all SQL · [`host`] this machine · [`handover`] one kennel gives its place to another |
 //! | 3 | [`router`] requests to upstreams |
 //! | 4 | [`certificates`] what the router shows by TLS |
@@ -25,6 +25,7 @@
 pub mod crash;
 pub mod model;
 
+pub mod chance;
 pub mod config;
 pub mod places;
 pub mod sockets;

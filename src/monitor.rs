@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::chance::part_of_one;
 use crate::config;
 use crate::host::services::probe::{self, ProbeFailure};
 use crate::model::{DeploymentId, Destination, HostName, Port, Route};
@@ -167,8 +168,7 @@ impl Monitor {
 /// When in a round of that length a service is asked: nearly the same in each, so that it is asked regularly, and not
 /// quite, so that it does not keep step with something else.
 fn offset(spread: &RandomState, deployment: DeploymentId, round: u64, length: Duration) -> Duration {
-    let part = |hash: u64| f64::from(u32::try_from(hash >> 32).expect("32 bits are left")) / 2.0_f64.powi(32);
-    let (phase, jitter) = (part(spread.hash_one(deployment)), part(spread.hash_one((deployment, round))));
+    let (phase, jitter) = (part_of_one(spread.hash_one(deployment)), part_of_one(spread.hash_one((deployment, round))));
     length.mul_f64(0.9 * phase + 0.1 * jitter)
 }
 

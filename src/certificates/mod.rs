@@ -12,9 +12,7 @@ mod order;
 mod plan;
 mod settle;
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +28,7 @@ use self::drawer::Drawer;
 use self::given::{Given, News};
 use self::order::{Desk, Failure};
 use self::plan::Facts;
+use crate::chance::chance;
 use crate::config::{self, AcmeConfig};
 use crate::model::HostName;
 use crate::router::{self, Certificate, Certificates};
@@ -314,11 +313,11 @@ fn read_all(drawer: &Drawer, rows: &[CertificateRow]) -> BTreeMap<HostName, Arc<
 async fn ask_when_to_renew(account: &Account, held: &Certificate) -> Option<(i64, i64)> {
     let id = CertificateIdentifier::try_from(held.chain().first()?).ok()?;
     let (info, again) = account.renewal_info(&id).await.ok()?;
-    let ms = |time: time::OffsetDateTime| i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok();
+    let at = |time: time::OffsetDateTime| i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok();
     let window = info.suggested_window;
     let life = (held.begins().as_millisecond(), held.ends().as_millisecond());
-    let renew_at = plan::suggested((ms(window.start)?, ms(window.end)?), now(), life, chance());
-    Some((renew_at, now().saturating_add(self::ms(again))))
+    let renew_at = plan::suggested((at(window.start)?, at(window.end)?), now(), life, chance());
+    Some((renew_at, now().saturating_add(plan::ms(again))))
 }
 
 fn no_answer() -> Failure {
@@ -329,22 +328,10 @@ fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-fn ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
 /// For people.
 fn time(ms: i64) -> String {
     Timestamp::from_millisecond(ms)
         .map_or_else(|_| "some time".to_owned(), |time| time.strftime("%F %T UTC").to_string())
-}
-
-/// A number between 0 and 1 that nobody foresees: not all who wait are to come back at once.
-fn chance() -> f64 {
-    let random = RandomState::new().hash_one(now());
-    #[expect(clippy::cast_precision_loss, reason = "31 bits fit")]
-    let chance = (random >> 33) as f64 / (1_u64 << 31) as f64;
-    chance
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ impl BackOff {
     }
 }
 
-fn ms(duration: Duration) -> i64 {
+/// In milliseconds.
+pub(super) fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -11,8 +11,9 @@ use tracing::{error, info, warn};
 
 use super::authority::AuthorityError;
 use super::order::Failure;
-use super::plan::{self, BackOff};
-use super::{ASK_AGAIN, Done, Job, Keeper, chance, ms, now, time};
+use super::plan::{self, BackOff, ms};
+use super::{ASK_AGAIN, Done, Job, Keeper, now, time};
+use crate::chance::chance;
 use crate::config::AcmeConfig;
 use crate::model::HostName;
 use crate::router::Certificate;

@@ -8,6 +8,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("crash", 0),
     ("model", 0),
     ("config", 1),
+    ("chance", 1),
     ("wake", 1),
     ("telemetry", 1),
     ("places", 1),
@@ -39,7 +40,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Builds end in rows; traffic is the deployer's.
     ("builder", &["crash", "model", "config", "wake", "telemetry", "store", "host"]),
     // Certificates are files and rows; the router is told which there are.
-    ("certificates", &["model", "config", "wake", "telemetry", "store", "host", "router"]),
+    ("certificates", &["chance", "model", "config", "wake", "telemetry", "store", "host", "router"]),
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.
