@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::host::machine::files;
+use crate::host::files;
 use crate::model::HostName;
 use crate::router::{Certificate, CertificateError};
 

@@ -7,6 +7,7 @@
 
 pub mod closure;
 pub mod disk;
+pub(crate) mod files;
 pub mod key;
 pub mod machine;
 pub mod services;

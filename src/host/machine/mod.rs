@@ -6,7 +6,6 @@
 pub mod layout;
 pub mod render;
 
-pub(crate) mod files;
 mod garbage;
 mod journal;
 mod proc;
@@ -34,7 +33,7 @@ use super::disk::DiskSpace;
 use super::key::HostKey;
 use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, RELEASED, SecretFiles, SiteLink,
-    UnitSpec, UnitState, tcp,
+    UnitSpec, UnitState, files, tcp,
 };
 use crate::crash::{self, Point};
 use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};

@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::Fault;
 use super::layout::{Layout, OwnUnit, gc_root_of};
-use super::{Fault, files};
 use crate::crash::{self, Point};
-use crate::host::{Inventory, SiteLink};
+use crate::host::{Inventory, SiteLink, files};
 use crate::model::{BranchSlug, BuildId, ProjectName, ServiceName, StorePath, UnitName};
 
 /// The units of which a unit file or an environment file is left.
