@@ -14,8 +14,9 @@ macro_rules! ops {
     ($($op:ident),+ $(,)?) => {
         /// A method of [`Machine`](crate::host::Machine), by name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        #[allow(missing_docs, reason = "each is named after its method")]
-        pub enum Op { $($op),+ }
+        pub enum Op {
+            $(#[doc = concat!("The method that `", stringify!($op), "` is named after.")] $op),+
+        }
 
         impl Op {
             /// Every operation.
@@ -28,8 +29,8 @@ ops! {
     SecretFingerprints,
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
-    ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash, Inventory,
-    DiskSpace, Closure, Garbage, FreeGarbage,
+    ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash,
+    RemoveEmptyDirs, Inventory, DiskSpace, Closure, Garbage, FreeGarbage,
 }
 
 /// What goes wrong with one call.

@@ -340,7 +340,7 @@ impl Machine for FakeMachine {
 
     async fn remove_empty_dirs(&self) -> Result<(), HostError> {
         // There are none in memory.
-        Ok(())
+        self.act(Op::RemoveEmptyDirs, async || Ok(())).await
     }
 
     async fn empty_trash(&self, _older_than: Duration) -> Result<(), HostError> {
