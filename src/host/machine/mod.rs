@@ -6,6 +6,7 @@
 pub mod layout;
 pub mod render;
 
+mod connect;
 mod garbage;
 mod journal;
 mod proc;
@@ -21,8 +22,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nix::unistd::{Group, User};
 
+pub use self::connect::MachineConfig;
 use self::layout::{Layout, OwnUnit, report_name};
 use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
@@ -46,46 +47,6 @@ const NIX_STORE: &str = "/nix/store";
 /// The largest report a worker may leave.
 const REPORT_MAX_BYTES: u64 = 1 << 20;
 
-/// What the operator decides about the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MachineConfig {
-    /// What outlives a reboot: `/var/lib/kennel`. It has to lie below `/var/lib`.
-    pub state_dir: PathBuf,
-    /// What does not: `/run/kennel`.
-    pub run_dir: PathBuf,
-    /// Where units of deployments are written: `/run/systemd/system`.
-    pub unit_dir: PathBuf,
-    /// The kennel binary, for `build-worker`.
-    pub exe: PathBuf,
-    /// The user builds run as: `kennel-build`.
-    pub build_user: String,
-    /// The group that may read build logs: `kennel`. Nobody else may when there is no such group.
-    pub log_group: String,
-    /// Variables of build units, such as the daemon's own `PATH`, so that the worker finds `nix` and `git`.
-    pub build_env: BTreeMap<String, String>,
-    /// How much memory one build may use.
-    pub memory_max_bytes: u64,
-    /// How many processes and threads one build may have.
-    pub tasks_max: u64,
-}
-
-impl Default for MachineConfig {
-    fn default() -> Self {
-        let path = std::env::var("PATH").ok().map(|path| ("PATH".to_owned(), path));
-        Self {
-            state_dir: "/var/lib/kennel".into(),
-            run_dir: "/run/kennel".into(),
-            unit_dir: "/run/systemd/system".into(),
-            exe: std::env::current_exe().unwrap_or_else(|_| "/usr/bin/kennel".into()),
-            build_user: "kennel-build".to_owned(),
-            log_group: "kennel".to_owned(),
-            build_env: path.into_iter().collect(),
-            memory_max_bytes: 4 << 30,
-            tasks_max: 1024,
-        }
-    }
-}
-
 /// This machine, as root sees it.
 #[derive(Debug)]
 pub struct SystemdMachine {
@@ -94,46 +55,6 @@ pub struct SystemdMachine {
     build_ids: (u32, u32),
     log_gid: Option<u32>,
     systemd: Steady,
-}
-
-impl SystemdMachine {
-    /// Connects to systemd and makes the base directories.
-    ///
-    /// # Errors
-    /// When a path of `config` cannot be used, there is no build user, or no system bus.
-    pub async fn connect(config: MachineConfig) -> Result<Self, HostError> {
-        let setting_up = |fault: Fault| HostError::new("set up this machine for kennel", fault);
-        let layout = Layout { state_dir: config.state_dir, run_dir: config.run_dir, unit_dir: config.unit_dir };
-        layout.check().map_err(|error| setting_up(error.into()))?;
-        let user = User::from_name(&config.build_user)
-            .map_err(|error| setting_up(error.into()))?
-            .ok_or_else(|| setting_up(format!("there is no user `{}` for builds", config.build_user).into()))?;
-        let group = Group::from_name(&config.log_group).map_err(|error| setting_up(error.into()))?;
-        let limits = BuildLimits {
-            exe: config.exe,
-            user: config.build_user,
-            env: config.build_env,
-            memory_max_bytes: config.memory_max_bytes,
-            tasks_max: config.tasks_max,
-        };
-        let log_gid = group.map(|group| group.gid.as_raw());
-        ensure_base_dirs(&layout, log_gid).map_err(|error| setting_up(error.into()))?;
-        let systemd = Steady::connect().await.map_err(setting_up)?;
-        let build_ids = (user.uid.as_raw(), user.gid.as_raw());
-        Ok(Self { layout, limits, build_ids, log_gid, systemd })
-    }
-}
-
-fn ensure_base_dirs(layout: &Layout, log_gid: Option<u32>) -> io::Result<()> {
-    files::ensure_dir(&layout.unit_dir, 0o755)?;
-    files::ensure_dir(&layout.run_dir, 0o755)?;
-    files::ensure_dir(&layout.secrets_dir(), 0o700)?;
-    files::ensure_dir(&layout.state_dir, 0o755)?;
-    files::ensure_dir(&layout.sites_dir(), 0o755)?;
-    files::ensure_dir(&layout.gc_roots_dir(), 0o755)?;
-    files::ensure_dir(&layout.work_dirs(), 0o700)?;
-    files::ensure_dir(&layout.log_dirs(), 0o750)?;
-    chown(layout.log_dirs(), Some(0), log_gid)
 }
 
 /// Does blocking work aside, and says what was tried when it fails.
