@@ -212,7 +212,7 @@ pub trait Machine: Send + Sync + 'static {
     async fn unit_state(&self, unit: &UnitName) -> Result<UnitState, HostError>;
     /// The user id behind a running unit's main process, or `None` when it does not run.
     async fn unit_uid(&self, unit: &UnitName) -> Result<Option<u32>, HostError>;
-    /// The last lines the unit wrote to the journal, oldest first.
+    /// The last lines the unit wrote to the journal, oldest first, with `[NAME]` in the place of each secret's value.
     async fn journal_tail(&self, unit: &UnitName, lines: usize) -> Result<Vec<String>, HostError>;
     /// Who gets what is sent to the port on 127.0.0.1; when nobody does, who listens on it at another address.
     async fn listener(&self, port: Port) -> Result<Listener, HostError>;

@@ -190,6 +190,44 @@ async fn a_canary_reaches_its_service_and_is_found_nowhere_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_prints_its_secrets_and_dies_has_their_names_in_its_reason() {
+    let lab = start().await;
+    let (one, two) = (canary(), canary());
+    write_secret(Path::new(PLAIN), &one);
+    write_secret(Path::new(ODD), &key(&two));
+    let pushed = lab.push("hello", "main", &App::default().with(asking("one").mode("blab"))).await;
+    let failed = lab.settled(pushed.build, "api").await;
+    assert_eq!(failed.state, "failed");
+    println!("{}", failed.reason());
+    // root may read it there, and the service has put it there.
+    let tag = "--identifier=kennel-hello-main-api";
+    let journal = machine::ok("journalctl", &["--quiet", "--output=cat", tag]).await;
+    assert!(journal.contains(&one) && journal.contains(&two), "it did print them: {journal}");
+
+    for line in ["cannot go on with JWT_SECRET=[JWT_SECRET]", "cannot go on with TLS_KEY=[TLS_KEY]"] {
+        assert!(failed.reason().contains(line), "{}", failed.reason());
+    }
+    for path in ["/deployments?all=1".to_owned(), format!("/deployments/{}", failed.id)] {
+        let told = api::ask(Method::GET, &path).await.text();
+        assert!(told.contains("[JWT_SECRET]"), "{told}");
+    }
+    for command in [&["status"][..], &["status", "--json"]] {
+        let told = machine::ok("kennel", command).await;
+        assert!(!told.contains(&one) && !told.contains(&two), "{told}");
+    }
+    for line in key(&two).lines().filter(|line| line.trim().len() >= 4) {
+        assert!(!failed.reason().contains(line.trim()), "{line}: {}", failed.reason());
+    }
+    let said = lab.journal().await;
+    for word in [&one, &two] {
+        assert!(!failed.reason().contains(word.as_str()) && !said.contains(word.as_str()));
+        let found = files_with("/var/lib/kennel", word);
+        assert!(found.is_empty(), "{found:?}");
+    }
+    lab.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_and_a_reboot_find_the_same_secrets_and_a_rotation_deploys_anew() {
     let lab = start().await;
     let (one, two) = (canary(), canary());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::redact::Redactions;
 use super::{Fault, ended};
 use crate::model::UnitName;
 
@@ -13,8 +14,8 @@ const LINE_MAX: usize = 2000;
 /// How long reading may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The last `lines` lines the unit wrote, and systemd wrote about it, oldest first.
-pub(super) async fn tail(unit: &UnitName, lines: usize) -> Result<Vec<String>, Fault> {
+/// The last `lines` lines the unit wrote, and systemd wrote about it, oldest first, without its secrets.
+pub(super) async fn tail(unit: &UnitName, lines: usize, redactions: &Redactions) -> Result<Vec<String>, Fault> {
     // What a process wrote just before it died may be on its way yet.
     let mut sync = journalctl();
     let _ = tokio::time::timeout(TIMEOUT, sync.arg("--sync").status()).await;
@@ -28,7 +29,8 @@ pub(super) async fn tail(unit: &UnitName, lines: usize) -> Result<Vec<String>, F
     let text = String::from_utf8_lossy(&output.stdout);
     let all: Vec<&str> = text.lines().collect();
     let first = all.len().saturating_sub(lines);
-    Ok(all.iter().skip(first).map(|line| line.chars().take(LINE_MAX).collect()).collect())
+    // Cut last: half a secret would not be found.
+    Ok(all.iter().skip(first).map(|line| redactions.apply(line).chars().take(LINE_MAX).collect()).collect())
 }
 
 fn journalctl() -> Command {

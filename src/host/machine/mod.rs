@@ -10,6 +10,7 @@ mod connect;
 mod garbage;
 mod journal;
 mod proc;
+mod redact;
 mod roots;
 pub(super) mod secrets;
 mod systemd;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 
 pub use self::connect::MachineConfig;
 use self::layout::{Layout, OwnUnit, report_name};
+use self::redact::Redactions;
 use self::render::build::{BuildLimits, build_unit};
 use self::render::env::env_file;
 use self::render::unit::{is_project_slice, unit_file};
@@ -175,8 +177,11 @@ impl Machine for SystemdMachine {
     }
 
     async fn journal_tail(&self, unit: &UnitName, lines: usize) -> Result<Vec<String>, HostError> {
-        let tail = journal::tail(unit, lines).await;
-        tail.map_err(|fault| HostError::new(format!("read the journal of `{unit}`"), fault))
+        let action = || format!("read the journal of `{unit}`");
+        let (layout, name) = (self.layout.clone(), unit.clone());
+        let redactions = blocking(action, move || Redactions::of_unit(&layout, &name)).await?;
+        let tail = journal::tail(unit, lines, &redactions).await;
+        tail.map_err(|fault| HostError::new(action(), fault))
     }
 
     async fn listener(&self, port: Port) -> Result<Listener, HostError> {

@@ -138,6 +138,18 @@ def read(path):
         return f"error: {error.strerror}"
 
 
+def blab():
+    """Prints all it was given, in several ways, and dies."""
+    names = sorted(name for name in os.environ if name.endswith(("_SECRET", "_KEY", "_URL")))
+    for name in names:
+        print(f"cannot go on with {name}={os.environ[name]}", flush=True)
+    print("as JSON: " + json.dumps({name: os.environ[name] for name in names}), flush=True)
+    directory = os.environ["CREDENTIALS_DIRECTORY"]
+    for name in sorted(os.listdir(directory)):
+        print(read(os.path.join(directory, name)), file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
 class Server(ThreadingHTTPServer):
     # SIGTERM ends it at once: who stops it too early is found out.
     daemon_threads = True
@@ -153,6 +165,8 @@ def main():
     if MODE == "exit":
         print("cannot go on: the table `dogs` is missing", file=sys.stderr, flush=True)
         sys.exit(3)
+    if MODE == "blab":
+        blab()
     if MODE == "mute":
         threading.Event().wait()
     if MODE == "elsewhere":

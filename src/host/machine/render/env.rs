@@ -30,6 +30,25 @@ pub fn env_file(env: &BTreeMap<String, String>) -> Result<String, RenderError> {
     Ok(file)
 }
 
+/// The environment that [`env_file`] wrote.
+pub(in crate::host::machine) fn read_env_file(file: &str) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let mut rest = file;
+    while let Some((name, quoted)) = rest.split_once("=\"") {
+        let (mut value, mut chars) = (String::new(), quoted.chars());
+        while let Some(c) = chars.next() {
+            match c {
+                '"' => break,
+                '\\' => value.extend(chars.next()),
+                c => value.push(c),
+            }
+        }
+        env.insert(name.to_owned(), value);
+        rest = chars.as_str().strip_prefix('\n').unwrap_or_default();
+    }
+    env
+}
+
 /// systemd's `env_name_is_valid`, `env_value_is_valid` and `unichar_is_valid`, and the kernel's limit.
 ///
 /// systemd 257 was measured to hand on control characters but NUL, though its manual says otherwise, and to refuse
@@ -58,7 +77,7 @@ fn check(name: &str, value: &str) -> Result<(), RenderError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::systemd::read_env_file;
+    use super::super::systemd;
     use super::*;
 
     #[test]
@@ -102,15 +121,16 @@ mod tests {
             env in proptest::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,8}", "([^\\p{C}]|[\n\t\\\\\"$`'#; =])*", 0..5)
         ) {
             let file = env_file(&env).unwrap();
-            let read: BTreeMap<_, _> = read_env_file(&file).into_iter().collect();
-            prop_assert_eq!(read, env);
+            let read: BTreeMap<_, _> = systemd::read_env_file(&file).into_iter().collect();
+            prop_assert_eq!(&read, &env);
+            prop_assert_eq!(read_env_file(&file), env);
         }
 
         #[test]
         fn a_value_is_kept_whole_or_refused(value in any::<String>()) {
             let env = BTreeMap::from([("A".to_owned(), value), ("B".to_owned(), "after".to_owned())]);
             if let Ok(file) = env_file(&env) {
-                let read: BTreeMap<_, _> = read_env_file(&file).into_iter().collect();
+                let read: BTreeMap<_, _> = systemd::read_env_file(&file).into_iter().collect();
                 prop_assert_eq!(read, env);
             }
         }
