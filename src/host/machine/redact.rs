@@ -124,7 +124,7 @@ mod tests {
 
     #[rstest::rstest]
     #[case("the token hush-hush is bad", "the token [TOKEN] is bad")]
-    #[case("hush-hushhush-hush", "[TOKEN]")]
+    #[case("hush-hushhush-hush", "[TOKEN][TOKEN]")]
     #[case("hush-hush-hush!", "[TOKEN]!")]
     #[case("at redis://u:0123abcd@127.0.0.1:6379/3", "at redis://u:[VALKEY_URL]@127.0.0.1:6379/3")]
     #[case("LEVEL=debug PIN=123", "LEVEL=debug PIN=123")]
