@@ -104,6 +104,7 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
     }
     let words = [("off", AccessLog::Off), ("errors", AccessLog::Errors), ("all", AccessLog::All)];
     let access_log = table.or("access_log", AccessLog::Off, |item| item.one_of(&words));
+    let pages = table.maybe("pages", Item::path);
     let seconds = Duration::from_secs;
     let monitor_interval = table.or("monitor_interval", seconds(30), |item| item.duration(seconds(1)..=seconds(3_600)));
     if let (Some(http), Some(Some(https))) = (http, https)
@@ -117,6 +118,7 @@ fn router(mut table: Table<'_, '_>) -> Option<RouterConfig> {
         https: https?,
         workers: workers?,
         access_log: access_log?,
+        pages: pages?,
         monitor_interval: monitor_interval?,
         trusted_proxies: trusted_proxies?,
         proxy_protocol: proxy_protocol?,

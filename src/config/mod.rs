@@ -106,6 +106,9 @@ pub struct RouterConfig {
     /// Which requests get a line in the journal: `all`, those answered by a status of 500 or more (`errors`), or none
     /// (`off`). Default: `off`; the journal drops lines when there are too many, other ones too.
     pub access_log: AccessLog,
+    /// A directory with pages of the operator's own: `404.html`, `500.html`, `502.html`, `503.html`, `504.html`, those that
+    /// are there, of at most 256 KiB. Default: none; kennel shows its own.
+    pub pages: Option<PathBuf>,
     /// How often each live service is asked for its health: 1 s to 1 h. Default: 30 s. After three failures in a row it
     /// gets no visitors until it answers again.
     pub monitor_interval: Duration,

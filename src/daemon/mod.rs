@@ -31,7 +31,7 @@ use crate::store::{RunId, Store};
 use crate::telemetry::chain;
 use crate::wake::Bell;
 use crate::webhook::{self, Webhook};
-use opening::{host_key, listen, lock, note_projects, open_store, read_secrets, read_token};
+use opening::{host_key, listen, lock, note_projects, open_store, read_pages, read_secrets, read_token};
 
 /// Where env files and the API's socket lie.
 pub const RUN_DIR: &str = "/run/kennel";
@@ -142,6 +142,7 @@ impl Running {
                 trusted: now.router.trusted_proxies.clone(),
                 proxy_protocol: now.router.proxy_protocol,
                 access_log: now.router.access_log,
+                pages: read_pages(&now).await?,
                 metrics,
                 ..defaults
             },

@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::host::disk;
 use crate::host::key::HostKey;
 use crate::model::ProjectName;
+use crate::router::Pages;
 use crate::sockets::Sockets;
 use crate::store::{Removal, Store};
 use crate::telemetry::chain;
@@ -90,6 +91,13 @@ pub(super) async fn read_token(config: &Config) -> anyhow::Result<Option<SecretS
     let Some(file) = config.api.token_file.clone() else { return Ok(None) };
     let token = tokio::task::spawn_blocking(move || config::read_secret(&file)).await;
     Ok(Some(token.context("reading the API's token was interrupted")??))
+}
+
+/// The operator's own pages.
+pub(super) async fn read_pages(config: &Config) -> anyhow::Result<Pages> {
+    let Some(dir) = config.router.pages.clone() else { return Ok(Pages::default()) };
+    let pages = tokio::task::spawn_blocking(move || Pages::read(&dir)).await;
+    pages.context("reading the pages was interrupted")?.context("cannot show the pages of `router.pages`")
 }
 
 /// The sockets for an address, and which that is where its port was left to the kernel.

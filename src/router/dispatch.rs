@@ -86,7 +86,7 @@ pub(super) fn answer(
         };
         let mut response = answered.unwrap_or_else(|problem| {
             series.note_problem(visitor.lane, &problem);
-            problem.page(host, json)
+            problem.page(host, json, &shared.pages)
         });
         https::mark(&shared, &visitor, &mut response);
         if visitor.generation.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {

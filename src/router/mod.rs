@@ -20,6 +20,7 @@ mod metrics;
 mod origin;
 mod pages;
 mod proxied;
+mod replaced;
 mod settings;
 mod site;
 mod table;
@@ -50,6 +51,7 @@ use self::generation::{Generation, Stage};
 pub use self::headers::host_of;
 pub use self::metrics::Metrics;
 use self::metrics::Series;
+pub use self::replaced::{Pages, PagesError};
 pub use self::settings::{Https, Limits, RouterConfig, Timeouts};
 use self::site::Files;
 use self::table::RouteTable;
@@ -128,6 +130,7 @@ struct Shared {
     files: Arc<Files>,
     metrics: Metrics,
     access_log: AccessLog,
+    pages: Pages,
     /// Where what kennel answers itself is counted.
     own: Arc<Series>,
     control: Option<(HostName, axum::Router)>,
@@ -202,6 +205,7 @@ impl Router {
             limits,
             metrics,
             access_log,
+            pages,
         } = config;
         let shared = Arc::new(Shared {
             source,
@@ -209,6 +213,7 @@ impl Router {
             own: metrics.series(None, workers.get()),
             metrics,
             access_log,
+            pages,
             control,
             trusted,
             proxy_protocol,

@@ -1,10 +1,10 @@
 //! What kennel itself says to a visitor: one small page for each thing that can go wrong.
 
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use super::body::Body;
+use super::replaced::Pages;
 
 /// A request that gets no answer from a service or site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,28 +175,31 @@ impl Problem {
         }
     }
 
-    /// The page, as JSON when `json`; `host` is the host it is about, if that is known.
-    pub(super) fn page(&self, host: Option<&str>, json: bool) -> Response<Body> {
+    /// The page, as JSON when `json`, else the operator's own of `pages` if there is one; `host` is the host it is about,
+    /// if that is known.
+    pub(super) fn page(&self, host: Option<&str>, json: bool, pages: &Pages) -> Response<Body> {
+        const OWN: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
         let words = self.words();
-        let (kind, text) = if json {
+        let (kind, text, policy) = if json {
             let value = serde_json::json!({
                 "status": words.status.as_u16(), "title": words.title, "detail": words.detail,
             });
-            ("application/json", value.to_string())
+            ("application/json", value.to_string().into(), Some(OWN))
+        } else if let Some(page) = pages.of(words.status) {
+            ("text/html; charset=utf-8", page, None)
         } else {
-            ("text/html; charset=utf-8", html(&words, host))
+            ("text/html; charset=utf-8", html(&words, host).into(), Some(OWN))
         };
-        let mut response = Response::new(Body::from(Bytes::from(text)));
+        let mut response = Response::new(Body::from(text));
         *response.status_mut() = words.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::VARY, HeaderValue::from_static("accept"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(
-            header::CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
-        );
+        if let Some(policy) = policy {
+            headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+        }
         match self {
             Self::NotForSites => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::metrics::Metrics;
+use super::replaced::Pages;
 use crate::config::AccessLog;
 use crate::model::HostName;
 use crate::wake::Bell;
@@ -34,6 +35,8 @@ pub struct RouterConfig {
     pub limits: Limits,
     /// Which requests get a line in the journal.
     pub access_log: AccessLog,
+    /// The operator's pages, shown in the place of kennel's own.
+    pub pages: Pages,
     /// Where it counts.
     pub metrics: Metrics,
 }
@@ -51,6 +54,7 @@ impl Default for RouterConfig {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             access_log: AccessLog::Off,
+            pages: Pages::default(),
             metrics: Metrics::default(),
         }
     }

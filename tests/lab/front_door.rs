@@ -1,5 +1,6 @@
 //! What operators set of the front door, on the daemon as it is installed: whom it trusts, what it counts and writes.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -23,14 +24,19 @@ async fn asked_from(address: IpAddr, host: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_are_believed_counted_and_written_down_as_the_operator_says() {
-    let config = LabConfig::hello().router("trusted_proxies = [\"127.0.0.2\"]").router("access_log = \"all\"");
+async fn requests_are_believed_answered_counted_and_written_down_as_the_operator_says() {
+    let pages = tempfile::tempdir_in("/srv").unwrap();
+    fs::write(pages.path().join("404.html"), "Nobody home").unwrap();
+    let config = LabConfig::hello()
+        .router("trusted_proxies = [\"127.0.0.2\"]")
+        .router("access_log = \"all\"")
+        .router(&format!("pages = \"{}\"", pages.path().display()));
     let lab = Lab::start(config).await;
     let live = lab.deploy_api("hello", "main", &App::api("one")).await;
 
     let proxied = asked_from(Ipv4Addr::new(127, 0, 0, 2).into(), &live.host).await;
     let direct = asked_from(Ipv4Addr::new(127, 0, 0, 3).into(), &live.host).await;
-    lab.visit("elsewhere.lab.test", "/").await.expect(404);
+    assert_eq!(lab.visit("elsewhere.lab.test", "/").await.expect(404).text(), "Nobody home");
 
     assert_eq!(proxied["x-forwarded-for"], "192.0.2.7, 127.0.0.2");
     assert_eq!(proxied["x-real-ip"], "192.0.2.7");

@@ -204,6 +204,29 @@ async fn a_host_without_route_gets_a_page_that_says_so() {
 }
 
 #[tokio::test]
+async fn the_operators_pages_stand_in_the_place_of_kennels() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("404.html"), "<style>p{}</style><p>Nobody home").unwrap();
+    let pages = crate::router::Pages::read(dir.path()).unwrap();
+    let (listener, port) = listen().await;
+    drop(listener);
+    let front = Front::with(RouterConfig { pages, ..RouterConfig::default() }, vec![route_to(1, port)]).await;
+    let ask = |host: &str, headers: &str| {
+        front.raw_bytes(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n"))
+    };
+
+    let own = Answer::parse(&ask("elsewhere.example", "").await);
+    assert_eq!((own.status, own.text()), (404, "<style>p{}</style><p>Nobody home"));
+    assert_eq!(own.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(own.header("content-security-policy"), None, "kennel does not know what the page needs");
+    assert_eq!(own.header("cache-control"), Some("no-store"));
+    let json = Answer::parse(&ask("elsewhere.example", "Accept: application/json\r\n").await);
+    assert!(json.text().contains("No such host"), "{}", json.text());
+    let kennels = Answer::parse(&ask(HOST, "").await);
+    assert!(kennels.status == 502 && kennels.text().contains("Service refused"), "{}", kennels.text());
+}
+
+#[tokio::test]
 async fn the_control_domain_is_answered_in_process_and_marked_as_from_outside() {
     let control = axum::Router::new().route(
         "/webhook/shop",
