@@ -10,7 +10,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::FutureExt as _;
@@ -23,6 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::generation::{Generation, Stage};
 use super::metrics::Connected;
 use super::origin::Origin;
+use super::patience::Patience;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, dispatch};
@@ -140,8 +140,12 @@ where
         .max_header_size(limits.head_bytes)
         // hyper panics below 8 KiB.
         .max_buf_size(limits.head_bytes.max(8192));
-    let mut io =
-        Io { stream, first: Bytes::new(), visitor: Arc::clone(&visitor), limit: shared.timeouts.idle, stalled: None };
+    let mut io = Io {
+        stream,
+        first: Bytes::new(),
+        visitor: Arc::clone(&visitor),
+        patience: Patience::new(shared.timeouts.idle),
+    };
     loop {
         let service = service_fn(|request| dispatch::answer(&shared, &visitor, request).map(Ok::<_, Infallible>));
         // In a box, so that nothing of it is left once it is parked.
@@ -243,23 +247,22 @@ struct Io<S> {
     first: Bytes,
     visitor: Arc<Visitor>,
     /// How long he may take nothing.
-    limit: Duration,
-    stalled: Option<Moment>,
+    patience: Patience,
 }
 
 impl<S> Io<S> {
-    fn watch<T>(&mut self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if done.is_ready() {
-            if self.stalled.take().is_some() {
+    /// Notes whether he has taken something: so many bytes, if `done` is ready.
+    fn watch<T>(&mut self, done: Poll<io::Result<T>>, bytes: impl FnOnce(&T) -> usize) -> Poll<io::Result<T>> {
+        if let Poll::Ready(taken) = &done {
+            if self.patience.is_used() && self.patience.end(Moment::now(), taken.as_ref().map_or(0, bytes)) {
                 self.visitor.wait_anew();
                 self.visitor.stalled.store(false, Ordering::Relaxed);
             }
             return done;
         }
-        let now = Moment::now();
-        let since = *self.stalled.get_or_insert(now);
         self.visitor.stalled.store(true, Ordering::Relaxed);
-        let due = since.after(self.limit);
+        let now = Moment::now();
+        let due = self.patience.wait(now);
         if now >= due {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -295,7 +298,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let done = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch(done)
+        this.watch(done, |bytes| *bytes)
     }
 
     fn poll_write_vectored(
@@ -313,7 +316,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         } else {
             Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
         };
-        this.watch(done)
+        this.watch(done, |bytes| *bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -323,7 +326,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let done = Pin::new(&mut this.stream).poll_flush(cx);
-        this.watch(done)
+        this.watch(done, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -21,6 +21,7 @@ use super::connection::Visitor;
 use super::headers;
 use super::origin::Origin;
 use super::pages::Problem;
+use super::patience::Patience;
 use super::upstream::{Certainty, Claim};
 use super::watch::Moment;
 
@@ -156,8 +157,10 @@ async fn answer_head(
     timeouts: &Timeouts,
 ) -> Result<AnswerHead, Fault> {
     let mut state = None;
+    let mut patience = Patience::new(timeouts.idle);
     poll_fn(|cx| {
         let before = (call.waiting(), call.sent());
+        let received = call.received();
         if let Poll::Ready(head) = call.poll_head(cx) {
             return Poll::Ready(head.map_err(Fault::Service));
         }
@@ -170,12 +173,14 @@ async fn answer_head(
             Some(since) if before == after => since,
             _ => *state.insert(now),
         };
-        let (limit, fault) = match call.waiting() {
-            Some(Waiting::Service) => (timeouts.idle, Fault::Silent),
-            Some(Waiting::Visitor) => (timeouts.idle, Fault::VisitorSilent),
-            None => (timeouts.response_header, Fault::Silent),
+        if call.waiting() != Some(Waiting::Visitor) || call.received() > received {
+            patience.end(now, call.received() - received);
+        }
+        let (due, fault) = match call.waiting() {
+            Some(Waiting::Service) => (since.after(timeouts.idle), Fault::Silent),
+            Some(Waiting::Visitor) => (patience.wait(now), Fault::VisitorSilent),
+            None => (since.after(timeouts.response_header), Fault::Silent),
         };
-        let due = since.after(limit);
         if now >= due {
             return Poll::Ready(Err(fault));
         }

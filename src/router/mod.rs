@@ -19,6 +19,7 @@ mod https;
 mod metrics;
 mod origin;
 mod pages;
+mod patience;
 mod proxied;
 mod replaced;
 mod settings;

@@ -76,7 +76,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From the end of a request to the head of its answer: 60 s.
     pub response_header: Duration,
-    /// Silence of either side within a message, or a visitor taking nothing: 60 s.
+    /// Silence of either side within a message, or a visitor taking nothing: 60 s. A visitor's is counted together, and
+    /// made up for by what he sends or takes, at 256 bytes a second.
     pub idle: Duration,
     /// Silence of a service within an answer of unknown length, such as server-sent events: 1 h.
     pub streaming_idle: Duration,

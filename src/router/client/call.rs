@@ -44,9 +44,14 @@ impl Call {
         self.waiting
     }
 
-    /// Grows with every piece of the request that comes or goes.
+    /// Grows with every piece of the request that goes.
     pub(in crate::router) fn sent(&self) -> u64 {
         self.sending.steps
+    }
+
+    /// How many bytes of the request's body have come.
+    pub(in crate::router) fn received(&self) -> usize {
+        self.sending.received
     }
 
     /// Ready with the head of the final answer.

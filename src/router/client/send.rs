@@ -55,8 +55,10 @@ pub(in crate::router) struct Sending {
     upload: Option<Box<Upload>>,
     /// Bytes of the body that were announced and have not come yet.
     left: u64,
-    /// Grows with every piece that comes or goes.
+    /// Grows with every piece that goes.
     pub(super) steps: u64,
+    /// Bytes of the body that have come.
+    pub(super) received: usize,
 }
 
 /// Whether a request without body may reach a service twice (RFC 9110, section 9.2).
@@ -93,7 +95,7 @@ impl Sending {
             Some(Framing::Length(length)) => length,
             _ => 0,
         };
-        Self { head, written: 0, queue: VecDeque::new(), upload: upload.map(Box::new), left, steps: 0 }
+        Self { head, written: 0, queue: VecDeque::new(), upload: upload.map(Box::new), left, steps: 0, received: 0 }
     }
 
     /// The same request for another connection, if none of it was taken by this one, or `repeatable` and all at hand.
@@ -159,7 +161,7 @@ impl Sending {
             Poll::Pending => return Ok(Poll::Pending),
             Poll::Ready(Some(Err(_))) => return Err(SendError::Visitor),
             Poll::Ready(Some(Ok(frame))) => {
-                self.steps += 1;
+                self.received += frame.data_ref().map_or(0, Bytes::len);
                 self.queue_frame(frame)?;
             }
             Poll::Ready(None) => self.end(None)?,

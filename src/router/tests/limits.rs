@@ -41,12 +41,34 @@ async fn a_long_upload_is_no_silence() {
     let config = timeouts(Timeouts { response_header: SHORT, idle: SHORT, ..Timeouts::default() });
     let front = Front::with(config, service.route(1)).await;
     let mut raw = front.connect().await;
-    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\n")).await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10000\r\n\r\n")).await;
     for _ in 0..10 {
         tokio::time::sleep(SHORT / 4).await;
-        raw.send("x").await;
+        raw.send([b'x'; 1000]).await;
     }
     assert_eq!(raw.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_visitor_who_sends_a_byte_now_and_then_gets_408() {
+    let service = silent().await;
+    let config = timeouts(Timeouts { idle: SHORT, ..Timeouts::default() });
+    let front = Front::with(config, service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\n")).await;
+    let (mut from, mut to) = raw.0.into_split();
+    let trickle = async {
+        while to.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(SHORT / 10).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = [0; 12];
+    tokio::select! {
+        read = patiently(from.read_exact(&mut answer)) => drop(read.unwrap()),
+        () = trickle => {}
+    }
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
 }
 
 #[tokio::test]
