@@ -14,7 +14,7 @@
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`chance`] what keeps many from coming at once · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
 //! | 2 | [`store`] all SQL · [`host`] this machine · [`handover`] one kennel gives its place to another |
-//! | 3 | [`router`] requests to upstreams |
+//! | 3 | [`router`] requests to upstreams · [`dns`] the operator's zone |
 //! | 4 | [`certificates`] what the router shows by TLS |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`monitor`] · [`api`]: the stages, which do not know each other |
 //! | 5 | [`reconciler`] rows against machine |
@@ -37,6 +37,7 @@ pub mod wake;
 pub mod host;
 pub mod store;
 
+pub mod dns;
 pub mod router;
 
 pub mod api;

@@ -1,4 +1,4 @@
-//! kennel's own certificates on the disk: a directory a host, root's alone, with the certificate and its key in one file.
+//! kennel's own certificates on the disk: a directory a name, root's alone, with the certificate and its key in one file.
 //!
 //! In one file, so that they always belong together; not in the database, so that a copy of that holds no key.
 //! Everything here blocks.
@@ -11,13 +11,16 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::host::files;
-use crate::model::HostName;
+use crate::model::CertificateName;
 use crate::router::{Certificate, CertificateError};
 
 /// The chain and its key.
 const CURRENT: &str = "certificate.pem";
 /// The key of an order that has begun.
 const NEXT: &str = "next-key.pem";
+
+/// What stands for the asterisk in a directory's name; no host's name holds it.
+const WILDCARD: &str = "_";
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,39 +60,39 @@ impl Drawer {
         Self { hosts: state_dir.join("certificates"), accounts: state_dir.join("acme") }
     }
 
-    /// The certificate of a host, if there is one.
-    pub(super) fn certificate(&self, host: &HostName) -> Result<Option<Certificate>, DrawerError> {
-        let path = self.path(host, CURRENT);
+    /// The certificate for a name, if there is one.
+    pub(super) fn certificate(&self, name: &CertificateName) -> Result<Option<Certificate>, DrawerError> {
+        let path = self.path(name, CURRENT);
         let Some(text) = read(&path)? else { return Ok(None) };
         let read = Certificate::read(text.as_bytes(), text.as_bytes());
         read.map(Some).map_err(|source| DrawerError::Spoilt { path, source })
     }
 
-    /// Puts the certificate of a host there, and forgets the key of its order.
-    pub(super) fn put_certificate(&self, host: &HostName, chain: &str, key: &str) -> Result<(), DrawerError> {
-        self.put(host, CURRENT, &format!("{}\n{}", chain.trim_end(), key.trim_start()))?;
-        let next = self.path(host, NEXT);
+    /// Puts the certificate for a name there, and forgets the key of its order.
+    pub(super) fn put_certificate(&self, name: &CertificateName, chain: &str, key: &str) -> Result<(), DrawerError> {
+        self.put(name, CURRENT, &format!("{}\n{}", chain.trim_end(), key.trim_start()))?;
+        let next = self.path(name, NEXT);
         files::remove(&next).map_err(during("remove", &next))
     }
 
     /// The key of an order that has begun, as PEM text.
-    pub(super) fn next_key(&self, host: &HostName) -> Result<Option<String>, DrawerError> {
-        read(&self.path(host, NEXT))
+    pub(super) fn next_key(&self, name: &CertificateName) -> Result<Option<String>, DrawerError> {
+        read(&self.path(name, NEXT))
     }
 
     /// Puts the key of an order there.
-    pub(super) fn put_next_key(&self, host: &HostName, key: &str) -> Result<(), DrawerError> {
-        self.put(host, NEXT, key)
+    pub(super) fn put_next_key(&self, name: &CertificateName, key: &str) -> Result<(), DrawerError> {
+        self.put(name, NEXT, key)
     }
 
-    /// Removes all there is of a host.
-    pub(super) fn remove(&self, host: &HostName) -> Result<(), DrawerError> {
-        let dir = self.hosts.join(host.as_str());
+    /// Removes all there is of a name.
+    pub(super) fn remove(&self, name: &CertificateName) -> Result<(), DrawerError> {
+        let dir = self.dir(name);
         files::remove_tree(&dir).map_err(during("remove", &dir))
     }
 
-    /// The hosts of which there is anything.
-    pub(super) fn hosts(&self) -> Result<Vec<HostName>, DrawerError> {
+    /// The names of which there is anything.
+    pub(super) fn names(&self) -> Result<Vec<CertificateName>, DrawerError> {
         let unreadable = |source| during("read", &self.hosts)(source);
         let entries = match fs::read_dir(&self.hosts) {
             Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -97,7 +100,7 @@ impl Drawer {
         };
         let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
         let names = names.collect::<Result<Vec<_>, _>>().map_err(|source| during("read", &self.hosts)(source))?;
-        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+        Ok(names.iter().filter_map(|name| name_of(name.to_str()?)).collect())
     }
 
     /// The account with an authority, its key included.
@@ -121,13 +124,25 @@ impl Drawer {
         self.accounts.join(format!("account-{}.json", &digest[..16]))
     }
 
-    fn path(&self, host: &HostName, name: &str) -> PathBuf {
-        self.hosts.join(host.as_str()).join(name)
+    fn dir(&self, name: &CertificateName) -> PathBuf {
+        // An asterisk would have shells see more than the one directory.
+        self.hosts.join(name.as_str().replace('*', WILDCARD))
     }
 
-    fn put(&self, host: &HostName, name: &str, text: &str) -> Result<(), DrawerError> {
-        let path = self.path(host, name);
-        put(&self.hosts.join(host.as_str()), &path, text)
+    fn path(&self, name: &CertificateName, file: &str) -> PathBuf {
+        self.dir(name).join(file)
+    }
+
+    fn put(&self, name: &CertificateName, file: &str, text: &str) -> Result<(), DrawerError> {
+        put(&self.dir(name), &self.path(name, file), text)
+    }
+}
+
+/// What a directory is for.
+fn name_of(dir: &str) -> Option<CertificateName> {
+    match dir.strip_prefix(WILDCARD) {
+        Some(rest) => format!("*{rest}").parse().ok(),
+        None => dir.parse().ok(),
     }
 }
 
@@ -155,9 +170,9 @@ mod tests {
     fn a_certificate_lies_there_with_its_key_for_root_alone() {
         let dir = tempfile::tempdir().unwrap();
         let drawer = Drawer::of(dir.path());
-        let host: HostName = format!("{}.example", vec!["a".repeat(60); 4].join(".")).parse().unwrap();
+        let host: CertificateName = format!("{}.example", vec!["a".repeat(60); 4].join(".")).parse().unwrap();
         assert!(host.as_str().len() > 250, "the longest names there are");
-        assert_eq!(drawer.hosts().unwrap(), []);
+        assert_eq!(drawer.names().unwrap(), []);
         assert!(drawer.certificate(&host).unwrap().is_none());
 
         let made = certificate(&[host.as_str()]);
@@ -173,9 +188,23 @@ mod tests {
         fs::write(drawer.path(&host, CURRENT), "spoilt").unwrap();
         let spoilt = crate::telemetry::chain(&drawer.certificate(&host).unwrap_err());
         assert!(spoilt.contains(CURRENT), "{spoilt}");
-        assert_eq!(drawer.hosts().unwrap(), std::slice::from_ref(&host));
+        assert_eq!(drawer.names().unwrap(), std::slice::from_ref(&host));
         drawer.remove(&host).unwrap();
-        assert_eq!(drawer.hosts().unwrap(), []);
+        assert_eq!(drawer.names().unwrap(), []);
+    }
+
+    #[test]
+    fn a_wildcard_has_a_directory_that_no_shell_takes_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let drawer = Drawer::of(dir.path());
+        let names: [CertificateName; 2] = ["*.shop.example", "shop.example"].map(|name| name.parse().unwrap());
+        names.iter().for_each(|name| drawer.put_next_key(name, "key").unwrap());
+        assert!(dir.path().join("certificates/_.shop.example/next-key.pem").exists());
+        let mut found = drawer.names().unwrap();
+        found.sort();
+        assert_eq!(found, names);
+        drawer.remove(&names[0]).unwrap();
+        assert_eq!(drawer.names().unwrap(), &names[1..]);
     }
 
     #[test]

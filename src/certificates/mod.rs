@@ -10,6 +10,7 @@ mod drawer;
 mod given;
 mod order;
 mod plan;
+mod proof;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,10 +28,12 @@ use self::authority::AuthorityError;
 use self::drawer::Drawer;
 use self::given::{Given, News};
 use self::order::{Desk, Failure};
-use self::plan::Facts;
+use self::plan::{Facts, Wildcards};
+use self::proof::Proofs;
 use crate::chance::chance;
 use crate::config::{self, AcmeConfig};
-use crate::model::HostName;
+use crate::dns::{self, DnsError};
+use crate::model::CertificateName;
 use crate::router::{self, Certificate, Certificates};
 use crate::store::{CertificateRow, Store};
 use crate::telemetry::chain;
@@ -56,6 +59,8 @@ pub struct Context {
     pub router: router::Handle,
     /// The daemon's file.
     pub config: config::Shared,
+    /// By what this kennel's DNS records are known.
+    pub mark: dns::Mark,
     /// Rung when hosts have got routes or lost them, and when the file was read again.
     pub bell: Bell,
 }
@@ -65,12 +70,15 @@ pub struct Keeper {
     ctx: Context,
     drawer: Drawer,
     given: Given,
-    held: BTreeMap<HostName, Arc<Certificate>>,
+    held: BTreeMap<CertificateName, Arc<Certificate>>,
     /// The account, and what it was opened by.
     account: Option<(AcmeConfig, Account)>,
     jobs: JoinSet<Done>,
     /// What each of them is for.
     working: HashMap<Id, Job>,
+    /// When it is looked for proofs that were left in the DNS zone; in milliseconds since 1970.
+    sweep_at: Option<i64>,
+    sweep_failures: u32,
 }
 
 /// What a job is for.
@@ -80,17 +88,21 @@ enum Job {
     /// To order the certificate of this row from the authority of this directory.
     Order(Box<CertificateRow>, String),
     /// To ask when to renew.
-    Ask(HostName),
+    Ask(CertificateName),
+    /// To remove proofs that were left in the DNS zone.
+    Sweep,
 }
 
 /// What a job has come to.
 enum Done {
     /// The account, or why there is none.
     Opened(Result<Account, AuthorityError>),
-    /// A certificate, or why there is none.
-    Ordered(Result<Certificate, Failure>),
+    /// A certificate, or why there is none; and why there may be proofs left.
+    Ordered(Result<Certificate, Failure>, Option<DnsError>),
     /// When to renew.
     Asked(Option<(i64, i64)>),
+    /// How many proofs were removed.
+    Swept(Result<usize, DnsError>),
 }
 
 impl Keeper {
@@ -106,7 +118,8 @@ impl Keeper {
         let own = drawer.clone();
         let held = tokio::task::spawn_blocking(move || read_all(&own, &rows)).await?;
         let (given, jobs, working) = (Given::default(), JoinSet::new(), HashMap::new());
-        let mut keeper = Self { ctx, drawer, given, held, account: None, jobs, working };
+        let (account, sweep_at, sweep_failures) = (None, Some(now()), 0);
+        let mut keeper = Self { ctx, drawer, given, held, account, jobs, working, sweep_at, sweep_failures };
         keeper.read_given().await?;
         keeper.show();
         Ok(keeper)
@@ -141,22 +154,26 @@ impl Keeper {
         let Some(acme) = &config.acme else { return Ok(TICK) };
         let wanted = self.wanted(&config).await?;
         let rows = self.ctx.store.certificates().await?;
-        let held: BTreeSet<HostName> = self.held.keys().cloned().collect();
+        let held: BTreeSet<CertificateName> = self.held.keys().cloned().collect();
         let now = now();
         let facts = Facts { now, wanted: &wanted, rows: &rows, held: &held, directory: &acme.directory };
         let plan = plan::plan(&facts);
         if !plan.wanted.is_empty() || !plan.unwanted.is_empty() {
             self.ctx.store.note_wanted(&plan.wanted, &plan.unwanted, now).await?;
         }
-        for host in &plan.forget {
-            self.forget(host).await?;
+        for name in &plan.forget {
+            self.forget(name).await?;
+        }
+        let proofs = config.dns.clone().map(|dns| Proofs::new(dns, self.ctx.mark.clone()));
+        if let Some(proofs) = &proofs {
+            self.sweep(proofs, &rows, now);
         }
         let busy = self.busy();
-        let idle = |host: &&HostName| !busy.contains(*host);
+        let idle = |name: &&CertificateName| !busy.contains(*name);
         let order: Vec<_> = plan.order.iter().filter(idle).cloned().collect();
         let ask: Vec<_> = plan.ask.iter().filter(idle).cloned().collect();
         if !(order.is_empty() && ask.is_empty())
-            && let Some(wait) = self.begin(acme, &rows, &order, &ask).await?
+            && let Some(wait) = self.begin(acme, proofs, &rows, &order, &ask).await?
         {
             return Ok(wait);
         }
@@ -167,9 +184,10 @@ impl Keeper {
     async fn begin(
         &mut self,
         acme: &AcmeConfig,
+        proofs: Option<Proofs>,
         rows: &[CertificateRow],
-        order: &[HostName],
-        ask: &[HostName],
+        order: &[CertificateName],
+        ask: &[CertificateName],
     ) -> anyhow::Result<Option<Duration>> {
         if self.working.values().any(|job| matches!(job, Job::Open(_))) {
             return Ok(None);
@@ -189,12 +207,15 @@ impl Keeper {
                 return Ok(None);
             }
         };
-        for host in order {
+        for name in order {
             if self.working.len() >= JOBS_MAX {
                 return Ok(None);
             }
+            if name.domain().is_some() && self.working.values().any(|job| matches!(job, Job::Sweep)) {
+                continue;
+            }
             // One that is new has got its row a moment ago.
-            let Some(row) = rows.iter().find(|row| row.host == *host).cloned() else {
+            let Some(row) = rows.iter().find(|row| row.name == *name).cloned() else {
                 self.ctx.bell.ring();
                 continue;
             };
@@ -205,18 +226,21 @@ impl Keeper {
                 drawer: self.drawer.clone(),
                 store: self.ctx.store.clone(),
                 router: self.ctx.router.clone(),
+                proofs: proofs.clone(),
             };
-            let held = self.held.get(host).filter(|_| row.directory.as_ref() == Some(&acme.directory)).cloned();
+            let held = self.held.get(name).filter(|_| row.directory.as_ref() == Some(&acme.directory)).cloned();
             let job = Job::Order(Box::new(row.clone()), acme.directory.clone());
             self.spawn(job, async move {
                 let obtained = tokio::time::timeout(ORDER_MAX, desk.obtain(&row, held.as_deref())).await;
-                Done::Ordered(obtained.unwrap_or_else(|_| Err(no_answer())))
+                let left = tokio::time::timeout(ASK_MAX, desk.clear(&row.name)).await;
+                let left = left.unwrap_or_else(|_| Some(DnsError::Silent("`dns.api`".to_owned())));
+                Done::Ordered(obtained.unwrap_or_else(|_| Err(no_answer())), left)
             });
         }
-        for host in ask {
-            let Some(held) = self.held.get(host).filter(|_| self.working.len() < JOBS_MAX).cloned() else { continue };
+        for name in ask {
+            let Some(held) = self.held.get(name).filter(|_| self.working.len() < JOBS_MAX).cloned() else { continue };
             let account = account.clone();
-            self.spawn(Job::Ask(host.clone()), async move {
+            self.spawn(Job::Ask(name.clone()), async move {
                 let asked = tokio::time::timeout(ASK_MAX, ask_when_to_renew(&account, &held)).await;
                 Done::Asked(asked.ok().flatten())
             });
@@ -224,38 +248,58 @@ impl Keeper {
         Ok(None)
     }
 
+    /// Has proofs removed that an earlier run left, if that is due. Those of orders that are under way stay.
+    fn sweep(&mut self, proofs: &Proofs, rows: &[CertificateRow], now: i64) {
+        let sweeps = self.working.values().any(|job| matches!(job, Job::Sweep));
+        if sweeps || self.sweep_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let busy = self.busy();
+        let open = rows.iter().filter(|row| row.order_url.is_some() || busy.contains(&row.name));
+        let domains: BTreeSet<String> = open.filter_map(|row| row.name.domain().map(str::to_owned)).collect();
+        let proofs = proofs.clone();
+        self.spawn(Job::Sweep, async move {
+            let swept = tokio::time::timeout(ASK_MAX, proofs.sweep(&domains)).await;
+            Done::Swept(swept.unwrap_or_else(|_| Err(DnsError::Silent("`dns.api`".to_owned()))))
+        });
+    }
+
     fn spawn(&mut self, job: Job, work: impl Future<Output = Done> + Send + 'static) {
         let task = self.jobs.spawn(Box::pin(work));
         self.working.insert(task.id(), job);
     }
 
-    /// The hosts that are being ordered or asked for.
-    fn busy(&self) -> BTreeSet<HostName> {
-        let host = |job: &Job| match job {
-            Job::Open(_) => None,
-            Job::Order(row, _) => Some(row.host.clone()),
-            Job::Ask(host) => Some(host.clone()),
+    /// What is being ordered or asked for.
+    fn busy(&self) -> BTreeSet<CertificateName> {
+        let name = |job: &Job| match job {
+            Job::Open(_) | Job::Sweep => None,
+            Job::Order(row, _) => Some(row.name.clone()),
+            Job::Ask(name) => Some(name.clone()),
         };
-        self.working.values().filter_map(host).collect()
+        self.working.values().filter_map(name).collect()
     }
 
-    async fn forget(&mut self, host: &HostName) -> anyhow::Result<()> {
-        let (drawer, own) = (self.drawer.clone(), host.clone());
+    async fn forget(&mut self, name: &CertificateName) -> anyhow::Result<()> {
+        let (drawer, own) = (self.drawer.clone(), name.clone());
         tokio::task::spawn_blocking(move || drawer.remove(&own)).await??;
-        self.ctx.store.forget_certificate(host).await?;
-        self.held.remove(host);
-        info!(host = %host, "Removed the certificate of {host}, which has had no route for a week");
+        self.ctx.store.forget_certificate(name).await?;
+        self.held.remove(name);
+        info!(certificate.name = %name, "Removed the certificate of {name}, which has had no route for a week");
         Ok(())
     }
 
-    /// The hosts that are to have certificates by ACME: those with routes, and kennel's own, unless files cover them.
-    async fn wanted(&self, config: &config::Config) -> anyhow::Result<BTreeSet<HostName>> {
+    /// What certificates by ACME are to be for: hosts with routes, and kennel's own, unless files cover them; where
+    /// there is a DNS provider, all hosts of a project together, whether it has any yet or not.
+    async fn wanted(&self, config: &config::Config) -> anyhow::Result<BTreeSet<CertificateName>> {
         let now = Timestamp::now();
         let routes = self.ctx.store.routes().await.context("cannot tell which hosts have routes")?;
-        let hosts = routes.into_iter().map(|route| route.host).chain(config.control_domain.clone());
-        let given =
-            |host: &HostName| self.given.certificates().any(|given| given.covers(host.as_str()) && now < given.ends());
-        Ok(hosts.filter(|host| !given(host)).collect())
+        let hosts: Vec<_> = routes.into_iter().map(|route| route.host).chain(config.control_domain.clone()).collect();
+        let given = |name: &CertificateName| {
+            self.given.certificates().any(|given| given.covers(name.as_str()) && now < given.ends())
+        };
+        let wildcards = if config.dns.is_some() { Wildcards::Yes } else { Wildcards::No };
+        let names = plan::names(&hosts, config.projects.keys(), &config.base_domain, wildcards);
+        Ok(names.into_iter().filter(|name| !given(name)).collect())
     }
 
     async fn read_given(&mut self) -> anyhow::Result<()> {
@@ -289,20 +333,20 @@ impl Keeper {
 }
 
 /// Reads the certificates of all rows, and removes what no row names. Blocks.
-fn read_all(drawer: &Drawer, rows: &[CertificateRow]) -> BTreeMap<HostName, Arc<Certificate>> {
+fn read_all(drawer: &Drawer, rows: &[CertificateRow]) -> BTreeMap<CertificateName, Arc<Certificate>> {
     let mut held = BTreeMap::new();
-    for host in rows.iter().map(|row| &row.host) {
-        match drawer.certificate(host) {
+    for name in rows.iter().map(|row| &row.name) {
+        match drawer.certificate(name) {
             Ok(Some(certificate)) => {
-                held.insert(host.clone(), Arc::new(certificate));
+                held.insert(name.clone(), Arc::new(certificate));
             }
             Ok(None) => {}
-            Err(err) => error!(error = %chain(&err), "Ordering another certificate for {host}: {}", chain(&err)),
+            Err(err) => error!(error = %chain(&err), "Ordering another certificate for {name}: {}", chain(&err)),
         }
     }
     let orphans =
-        drawer.hosts().map(|hosts| hosts.into_iter().filter(|host| !rows.iter().any(|row| row.host == *host)));
-    let removed = orphans.and_then(|mut orphans| orphans.try_for_each(|host| drawer.remove(&host)));
+        drawer.names().map(|names| names.into_iter().filter(|name| !rows.iter().any(|row| row.name == *name)));
+    let removed = orphans.and_then(|mut orphans| orphans.try_for_each(|name| drawer.remove(&name)));
     if let Err(err) = removed {
         error!(error = %chain(&err), "Could not remove certificates that no row names");
     }
@@ -345,14 +389,15 @@ mod tests {
         let config: config::Shared = Arc::new(arc_swap::ArcSwap::from_pointee(config::parse(&text).unwrap()));
         let store = Store::open(&dir.join("kennel.db")).await.unwrap();
         let (_, router) = Router::new(router::RouterConfig::default(), store.clone());
-        Keeper::start(Context { store, router, config, bell: Bell::default() }).await.unwrap()
+        let mark = dns::Mark::of(&store).await.unwrap();
+        Keeper::start(Context { store, router, config, mark, bell: Bell::default() }).await.unwrap()
     }
 
     #[tokio::test]
     async fn a_job_that_panics_frees_its_own_host_and_waits_like_one_that_failed() {
         let dir = tempfile::tempdir().unwrap();
         let mut keeper = keeper(dir.path()).await;
-        let [a, b]: [HostName; 2] = ["a.example", "b.example"].map(|name| name.parse().unwrap());
+        let [a, b]: [CertificateName; 2] = ["a.example", "b.example"].map(|name| name.parse().unwrap());
         keeper.ctx.store.note_wanted(&[a.clone(), b.clone()], &[], 0).await.unwrap();
         let rows = keeper.ctx.store.certificates().await.unwrap();
         let order = |row: &CertificateRow| Job::Order(Box::new(row.clone()), "https://ca/dir".to_owned());

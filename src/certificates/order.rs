@@ -16,8 +16,10 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::drawer::{Drawer, DrawerError};
+use super::proof::Proofs;
 use crate::config::AcmeChallenge;
-use crate::model::HostName;
+use crate::dns::DnsError;
+use crate::model::{CertificateName, HostName};
 use crate::router::{self, Certificate, CertificateError, Challenge, Offer};
 use crate::store::{CertificateRow, Store, StoreError};
 use crate::telemetry::chain;
@@ -41,13 +43,19 @@ pub(super) enum Failure {
     #[error("the certificate authority refuses")]
     Refused(#[source] AcmeError),
     /// It did not find the proof.
-    #[error("the certificate authority could not see that `{host}` is served here: {problem}")]
+    #[error("the certificate authority could not see that `{name}` is served here: {problem}")]
     Unproven {
-        /// Which.
-        host: HostName,
+        /// Of what.
+        name: CertificateName,
         /// What it said.
         problem: String,
     },
+    /// The DNS provider did not do its part.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// There is none.
+    #[error("a wildcard takes `[dns]` in the daemon's file")]
+    NoProvider,
     /// It does not take the configured kind of proof.
     #[error("the certificate authority does not offer `{0}`")]
     NoSuchChallenge(&'static str),
@@ -96,52 +104,60 @@ pub(super) struct Desk {
     pub(super) drawer: Drawer,
     pub(super) store: Store,
     pub(super) router: router::Handle,
+    /// Where proofs of wildcards are shown.
+    pub(super) proofs: Option<Proofs>,
 }
 
 impl Desk {
-    /// Gets a certificate for the row's host, and leaves it in the drawer. `held` is the one it replaces.
+    /// Gets a certificate for the row's name, and leaves it in the drawer. `held` is the one it replaces.
     pub(super) async fn obtain(
         &self,
         row: &CertificateRow,
         held: Option<&Certificate>,
     ) -> Result<Certificate, Failure> {
         if let Some((order, key)) = self.resume(row).await? {
-            match self.carry_out(&row.host, order, key).await {
+            match self.carry_out(&row.name, order, key).await {
                 // It may have looked while nobody was there to answer.
                 Err(Failure::Unproven { .. }) => {}
                 done => return done,
             }
         }
-        let (order, key) = self.begin(&row.host, held).await?;
-        self.carry_out(&row.host, order, key).await
+        let (order, key) = self.begin(&row.name, held).await?;
+        self.carry_out(&row.name, order, key).await
     }
 
-    async fn carry_out(&self, host: &HostName, mut order: Order, key: KeyPair) -> Result<Certificate, Failure> {
+    /// Removes what an order has left in the DNS zone. Gives what is wrong when it may still be there.
+    pub(super) async fn clear(&self, name: &CertificateName) -> Option<DnsError> {
+        let (proofs, domain) = self.proofs.as_ref().zip(name.domain())?;
+        proofs.clear(domain).await.err()
+    }
+
+    async fn carry_out(&self, name: &CertificateName, mut order: Order, key: KeyPair) -> Result<Certificate, Failure> {
         let policy = RetryPolicy::new().timeout(PATIENCE);
         if order.state().status == OrderStatus::Pending {
-            let offers = self.prove(&mut order, host).await?;
+            let offers = self.prove(&mut order, name).await?;
             let status = order.poll_ready(&policy).await;
             if let Err(AcmeError::Api(_)) | Ok(OrderStatus::Invalid) = status {
                 let problem = problem_of(&mut order).await.unwrap_or_else(|| "it does not say why".to_owned());
-                self.store.drop_order(host).await?;
-                return Err(Failure::Unproven { host: host.clone(), problem });
+                self.store.drop_order(name).await?;
+                return Err(Failure::Unproven { name: name.clone(), problem });
             }
             status?;
             drop(offers);
         }
         if order.state().status == OrderStatus::Ready {
-            order.finalize_csr(&request(host, &key)?).await?;
+            order.finalize_csr(&request(name, &key)?).await?;
         }
         let text = order.poll_certificate(&policy).await?;
-        self.keep(host, text, key.serialize_pem()).await
+        self.keep(name, text, key.serialize_pem()).await
     }
 
     /// The order that was under way, if the authority still knows it and its key is there.
     async fn resume(&self, row: &CertificateRow) -> Result<Option<(Order, KeyPair)>, Failure> {
         let same = row.order_directory.as_deref() == Some(&*self.directory);
         let Some(url) = row.order_url.clone().filter(|_| same) else { return Ok(None) };
-        let (drawer, host) = (self.drawer.clone(), row.host.clone());
-        let key = tokio::task::spawn_blocking(move || drawer.next_key(&host)).await??;
+        let (drawer, name) = (self.drawer.clone(), row.name.clone());
+        let key = tokio::task::spawn_blocking(move || drawer.next_key(&name)).await??;
         let Some(key) = key.and_then(|key| KeyPair::from_pem(&key).ok()) else { return Ok(None) };
         match self.account.order(url).await.map_err(Failure::from) {
             Ok(mut order) => {
@@ -152,15 +168,15 @@ impl Desk {
             Err(Failure::Refused(_)) => {}
             Err(other) => return Err(other),
         }
-        self.store.drop_order(&row.host).await?;
+        self.store.drop_order(&row.name).await?;
         Ok(None)
     }
 
-    async fn begin(&self, host: &HostName, held: Option<&Certificate>) -> Result<(Order, KeyPair), Failure> {
+    async fn begin(&self, name: &CertificateName, held: Option<&Certificate>) -> Result<(Order, KeyPair), Failure> {
         let key = KeyPair::generate().map_err(Failure::Key)?;
-        let (drawer, own, text) = (self.drawer.clone(), host.clone(), key.serialize_pem());
+        let (drawer, own, text) = (self.drawer.clone(), name.clone(), key.serialize_pem());
         tokio::task::spawn_blocking(move || drawer.put_next_key(&own, &text)).await??;
-        let names = [Identifier::Dns(host.to_string())];
+        let names = [Identifier::Dns(name.to_string())];
         // Renewals count less against limits (RFC 9773, section 5), but not every authority knows or takes that.
         let replaced = held.and_then(|held| CertificateIdentifier::try_from(held.chain().first()?).ok());
         let order = match replaced {
@@ -174,32 +190,41 @@ impl Desk {
             Some(order) => order,
             None => self.account.new_order(&NewOrder::new(&names)).await?,
         };
-        self.store.note_order(host, &self.directory, order.url()).await?;
+        self.store.note_order(name, &self.directory, order.url()).await?;
         Ok((order, key))
     }
 
-    /// Shows the authority that the host is ours, and has it look.
-    async fn prove(&self, order: &mut Order, host: &HostName) -> Result<Vec<Offer>, Failure> {
+    /// Shows the authority that what the certificate is for is ours, and has it look.
+    async fn prove(&self, order: &mut Order, name: &CertificateName) -> Result<Vec<Offer>, Failure> {
         let mut offers = Vec::new();
+        let host = name.host();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
             if authorization.status != AuthorizationStatus::Pending {
                 continue;
             }
-            let (kind, name) = match self.challenge {
-                AcmeChallenge::Http01 => (ChallengeType::Http01, "http-01"),
-                AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
+            let (kind, word) = match (&host, self.challenge) {
+                // Nothing else will do for a wildcard (RFC 8555, section 8.3; RFC 8737, section 3).
+                (None, _) => (ChallengeType::Dns01, "dns-01"),
+                (Some(_), AcmeChallenge::Http01) => (ChallengeType::Http01, "http-01"),
+                (Some(_), AcmeChallenge::TlsAlpn01) => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
             };
-            let mut challenge = authorization.challenge(kind).ok_or(Failure::NoSuchChallenge(name))?;
-            let proof = match self.challenge {
-                AcmeChallenge::Http01 => Challenge::Http {
-                    token: challenge.token.clone(),
-                    answer: challenge.key_authorization().as_str().to_owned(),
-                },
-                AcmeChallenge::TlsAlpn01 => alpn_proof(host, &challenge.key_authorization())?,
-            };
-            offers.push(self.router.offer(host, proof));
+            let mut challenge = authorization.challenge(kind).ok_or(Failure::NoSuchChallenge(word))?;
+            let authorization = challenge.key_authorization();
+            match (&host, self.challenge) {
+                (None, _) => {
+                    let (proofs, domain) = self.proofs.as_ref().zip(name.domain()).ok_or(Failure::NoProvider)?;
+                    proofs.show(domain, &authorization.dns_value()).await?;
+                }
+                (Some(host), AcmeChallenge::Http01) => {
+                    let (token, answer) = (challenge.token.clone(), authorization.as_str().to_owned());
+                    offers.push(self.router.offer(host, Challenge::Http { token, answer }));
+                }
+                (Some(host), AcmeChallenge::TlsAlpn01) => {
+                    offers.push(self.router.offer(host, alpn_proof(host, &authorization)?));
+                }
+            }
             // After a restart the authority may be looking already.
             if challenge.status == ChallengeStatus::Pending {
                 challenge.set_ready().await?;
@@ -208,13 +233,13 @@ impl Desk {
         Ok(offers)
     }
 
-    async fn keep(&self, host: &HostName, chain: String, key: String) -> Result<Certificate, Failure> {
+    async fn keep(&self, name: &CertificateName, chain: String, key: String) -> Result<Certificate, Failure> {
         let certificate = Certificate::read(chain.as_bytes(), key.as_bytes()).map_err(Failure::Unusable)?;
-        if !certificate.covers(host.as_str()) {
+        if !certificate.covers(name.as_str()) {
             return Err(Failure::Mistaken);
         }
-        let (drawer, host) = (self.drawer.clone(), host.clone());
-        tokio::task::spawn_blocking(move || drawer.put_certificate(&host, &chain, &key)).await??;
+        let (drawer, name) = (self.drawer.clone(), name.clone());
+        tokio::task::spawn_blocking(move || drawer.put_certificate(&name, &chain, &key)).await??;
         Ok(certificate)
     }
 }
@@ -245,8 +270,8 @@ fn alpn_proof(host: &HostName, authorization: &KeyAuthorization) -> Result<Chall
 }
 
 /// The request for a certificate, for that host alone (RFC 2986).
-fn request(host: &HostName, key: &KeyPair) -> Result<Vec<u8>, Failure> {
-    let mut params = CertificateParams::new(vec![host.to_string()]).map_err(Failure::Key)?;
+fn request(name: &CertificateName, key: &KeyPair) -> Result<Vec<u8>, Failure> {
+    let mut params = CertificateParams::new(vec![name.to_string()]).map_err(Failure::Key)?;
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(key).map_err(Failure::Key)?;
     Ok(request.der().to_vec())

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::model::HostName;
+use crate::model::{CertificateName, HostName, ProjectName};
 use crate::store::CertificateRow;
 
 /// How long the certificate of a host without route is kept, in case it comes back.
@@ -19,12 +19,12 @@ const SUGGESTED_MIN: Duration = Duration::from_secs(3_600);
 pub(super) struct Facts<'a> {
     /// In milliseconds since 1970, as all times here.
     pub(super) now: i64,
-    /// The hosts that are to have certificates by ACME.
-    pub(super) wanted: &'a BTreeSet<HostName>,
+    /// What certificates by ACME are to be for: hosts and wildcards.
+    pub(super) wanted: &'a BTreeSet<CertificateName>,
     /// What has been done for them.
     pub(super) rows: &'a [CertificateRow],
     /// Whose certificates are there to be shown.
-    pub(super) held: &'a BTreeSet<HostName>,
+    pub(super) held: &'a BTreeSet<CertificateName>,
     /// The authority's directory.
     pub(super) directory: &'a str,
 }
@@ -33,51 +33,82 @@ pub(super) struct Facts<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Hosts without a row, or with one that calls them unwanted.
-    pub(super) wanted: Vec<HostName>,
+    pub(super) wanted: Vec<CertificateName>,
     /// Hosts that have ceased to be wanted.
-    pub(super) unwanted: Vec<HostName>,
+    pub(super) unwanted: Vec<CertificateName>,
     /// Hosts that have not been wanted for long.
-    pub(super) forget: Vec<HostName>,
+    pub(super) forget: Vec<CertificateName>,
     /// Certificates to be ordered, the most urgent first.
-    pub(super) order: Vec<HostName>,
+    pub(super) order: Vec<CertificateName>,
     /// Certificates of which the authority is to be asked when to renew them.
-    pub(super) ask: Vec<HostName>,
+    pub(super) ask: Vec<CertificateName>,
     /// When there is something to do next.
     pub(super) next: Option<i64>,
+}
+
+/// What certificates are to be for: these hosts. Where wildcards can be had, one stands for all hosts of a project, and
+/// each of `projects` has one from the beginning.
+pub(super) fn names<'p>(
+    hosts: &[HostName],
+    projects: impl Iterator<Item = &'p ProjectName>,
+    base_domain: &HostName,
+    wildcards: Wildcards,
+) -> BTreeSet<CertificateName> {
+    let below = |project: &str| CertificateName::below(&format!("{project}.{base_domain}"));
+    let wildcard = |host: &HostName| {
+        let (first, project) = host.as_str().strip_suffix(base_domain.as_str())?.strip_suffix('.')?.split_once('.')?;
+        (!first.is_empty() && !project.contains('.')).then(|| below(project))?
+    };
+    match wildcards {
+        Wildcards::No => hosts.iter().map(CertificateName::from).collect(),
+        Wildcards::Yes => {
+            let hosts = hosts.iter().map(|host| wildcard(host).unwrap_or_else(|| host.into()));
+            hosts.chain(projects.filter_map(|project| below(project.as_str()))).collect()
+        }
+    }
+}
+
+/// Whether certificates for all hosts of a project can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wildcards {
+    /// There is no DNS provider.
+    No,
+    /// There is one.
+    Yes,
 }
 
 /// Decides.
 pub(super) fn plan(facts: &Facts<'_>) -> Plan {
     let mut plan = Plan::default();
-    let known: BTreeSet<&HostName> = facts.rows.iter().map(|row| &row.host).collect();
+    let known: BTreeSet<&CertificateName> = facts.rows.iter().map(|row| &row.name).collect();
     plan.wanted.extend(facts.wanted.iter().filter(|host| !known.contains(host)).cloned());
     // New hosts are the most urgent, then those whose certificate ends first.
-    let mut due: Vec<(Option<i64>, HostName)> = plan.wanted.iter().map(|host| (None, host.clone())).collect();
+    let mut due: Vec<(Option<i64>, CertificateName)> = plan.wanted.iter().map(|host| (None, host.clone())).collect();
     let mut next = Vec::new();
     for row in facts.rows {
-        if !facts.wanted.contains(&row.host) {
+        if !facts.wanted.contains(&row.name) {
             match row.unwanted_since {
-                None => plan.unwanted.push(row.host.clone()),
+                None => plan.unwanted.push(row.name.clone()),
                 Some(since) if since.saturating_add(ms(KEEP_UNWANTED)) <= facts.now => {
-                    plan.forget.push(row.host.clone());
+                    plan.forget.push(row.name.clone());
                 }
                 Some(_) => {}
             }
             continue;
         }
         if row.unwanted_since.is_some() {
-            plan.wanted.push(row.host.clone());
+            plan.wanted.push(row.name.clone());
         }
-        let good = facts.held.contains(&row.host) && row.directory.as_deref() == Some(facts.directory);
+        let good = facts.held.contains(&row.name) && row.directory.as_deref() == Some(facts.directory);
         let begun = row.order_url.is_some();
         let at = row.renew_at.filter(|_| good && !begun).unwrap_or(0).max(row.try_at);
         if at <= facts.now {
-            due.push((row.expires_at.filter(|_| facts.held.contains(&row.host)), row.host.clone()));
+            due.push((row.expires_at.filter(|_| facts.held.contains(&row.name)), row.name.clone()));
             continue;
         }
         next.push(at);
         match row.ask_at.filter(|_| good && !begun) {
-            Some(ask_at) if ask_at <= facts.now => plan.ask.push(row.host.clone()),
+            Some(ask_at) if ask_at <= facts.now => plan.ask.push(row.name.clone()),
             Some(ask_at) => next.push(ask_at),
             None => {}
         }
@@ -124,6 +155,8 @@ impl BackOff {
     pub(super) const AUTHORITY: Self = Self { first: Duration::from_secs(10), most: Duration::from_secs(3_600) };
     /// For a host: authorities take few failed proofs an hour.
     pub(super) const HOST: Self = Self { first: Duration::from_secs(300), most: Duration::from_secs(86_400) };
+    /// For a DNS provider that fails, or is away.
+    pub(super) const PROVIDER: Self = Self { first: Duration::from_secs(10), most: Duration::from_secs(3_600) };
     /// For a host for which there have been too many orders.
     pub(super) const LIMITED: Self = Self { first: Duration::from_secs(3_600), most: Duration::from_secs(86_400) };
 
@@ -146,18 +179,18 @@ mod tests {
     const CA: &str = "https://ca/dir";
     const DAY: i64 = 86_400_000;
 
-    fn host(name: &str) -> HostName {
+    fn host(name: &str) -> CertificateName {
         name.parse().unwrap()
     }
 
-    fn hosts(names: &[&str]) -> BTreeSet<HostName> {
+    fn hosts(names: &[&str]) -> BTreeSet<CertificateName> {
         names.iter().map(|name| host(name)).collect()
     }
 
     /// A host of which nothing has been tried.
     fn fresh(name: &str) -> CertificateRow {
         CertificateRow {
-            host: host(name),
+            name: host(name),
             directory: None,
             order_directory: None,
             order_url: None,
@@ -179,6 +212,22 @@ mod tests {
 
     fn planned(now: i64, wanted: &[&str], held: &[&str], rows: &[CertificateRow]) -> Plan {
         plan(&Facts { now, wanted: &hosts(wanted), rows, held: &hosts(held), directory: CA })
+    }
+
+    #[test]
+    fn one_wildcard_stands_for_all_hosts_of_a_project() {
+        let shown = |wildcards| {
+            let hosts = ["api-main.shop.b.example", "web-x.shop.b.example", "b.example", "own.example", "k.b.example"];
+            let hosts: Vec<HostName> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            let projects: Vec<ProjectName> = vec!["new".parse().unwrap(), "shop".parse().unwrap()];
+            let base = "b.example".parse().unwrap();
+            names(&hosts, projects.iter(), &base, wildcards).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(Wildcards::Yes),
+            ["*.new.b.example", "*.shop.b.example", "b.example", "k.b.example", "own.example"]
+        );
+        assert_eq!(shown(Wildcards::No).len(), 5, "each on its own");
     }
 
     #[test]
@@ -229,7 +278,7 @@ mod tests {
         let rows = [ending("a.example", 95 * DAY), ending("b.example", 91 * DAY), fresh("c.example")];
         let names = ["a.example", "b.example", "c.example", "d.example"];
         let plan = planned(80 * DAY, &names, &["a.example", "b.example"], &rows);
-        let order: Vec<_> = plan.order.iter().map(HostName::as_str).collect();
+        let order: Vec<_> = plan.order.iter().map(CertificateName::as_str).collect();
         assert_eq!(order, ["c.example", "d.example", "b.example", "a.example"]);
     }
 

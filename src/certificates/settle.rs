@@ -15,7 +15,8 @@ use super::plan::{self, BackOff, ms};
 use super::{ASK_AGAIN, Done, Job, Keeper, now, time};
 use crate::chance::chance;
 use crate::config::AcmeConfig;
-use crate::model::HostName;
+use crate::dns::DnsError;
+use crate::model::CertificateName;
 use crate::router::Certificate;
 use crate::store::{CertificateRow, FailedTry, Issued};
 use crate::telemetry::chain;
@@ -25,19 +26,34 @@ impl Keeper {
     pub(super) async fn settle(&mut self, ended: Result<(Id, Done), JoinError>) {
         let (task, done) = match ended {
             Ok((task, done)) => (task, Ok(done)),
-            Err(panic) => (panic.id(), Err(panic)),
+            Err(panic) => {
+                // What it was about to remove is still there.
+                self.sweep_at = Some(now());
+                (panic.id(), Err(panic))
+            }
         };
         let noted = match (self.working.remove(&task), done) {
             (Some(Job::Open(acme)), Ok(Done::Opened(opened))) => self.opened(acme, opened).await,
             (Some(Job::Open(acme)), Err(panic)) => self.opened(acme, Err(panic.into())).await,
-            (Some(Job::Order(row, directory)), Ok(Done::Ordered(obtained))) => {
+            (Some(Job::Order(row, directory)), Ok(Done::Ordered(obtained, left))) => {
+                if let Some(err) = left {
+                    self.left_behind(&err);
+                }
                 self.ordered(&row, &directory, obtained).await
             }
             (Some(Job::Order(row, directory)), Err(panic)) => self.ordered(&row, &directory, Err(panic.into())).await,
-            (Some(Job::Ask(host)), Ok(Done::Asked(answer))) => self.asked(&host, answer).await,
-            (Some(Job::Ask(host)), Err(panic)) => {
-                error!(error = %panic, "Could not ask when to renew the certificate of {host}");
-                self.asked(&host, None).await
+            (Some(Job::Ask(name)), Ok(Done::Asked(answer))) => self.asked(&name, answer).await,
+            (Some(Job::Ask(name)), Err(panic)) => {
+                error!(error = %panic, "Could not ask when to renew the certificate of {name}");
+                self.asked(&name, None).await
+            }
+            (Some(Job::Sweep), Ok(Done::Swept(swept))) => {
+                self.swept(swept);
+                Ok(())
+            }
+            (Some(Job::Sweep), Err(panic)) => {
+                self.swept(Err(panic.into()));
+                Ok(())
             }
             (None, _) | (Some(_), Ok(_)) => unreachable!("each job is noted, with what it is for"),
         };
@@ -62,16 +78,16 @@ impl Keeper {
         directory: &str,
         obtained: Result<Certificate, Failure>,
     ) -> anyhow::Result<()> {
-        let host = &row.host;
+        let name = &row.name;
         let failure = match obtained {
             Ok(certificate) => {
                 let (begins, ends) = (certificate.begins().as_millisecond(), certificate.ends().as_millisecond());
                 let (renew_at, now) = (plan::renewal(begins, ends, chance()), now());
                 let issued = Issued { directory: directory.to_owned(), expires_at: ends, renew_at, ask_at: now };
-                info!(host = %host, "{host} has a certificate until {}", certificate.ends());
-                self.held.insert(host.clone(), Arc::new(certificate));
+                info!(certificate.name = %name, "{name} has a certificate until {}", certificate.ends());
+                self.held.insert(name.clone(), Arc::new(certificate));
                 self.show();
-                self.ctx.store.note_issued(host, &issued).await?;
+                self.ctx.store.note_issued(name, &issued).await?;
                 return Ok(self.ctx.store.note_authority_back(directory).await?);
             }
             Err(failure) => failure,
@@ -85,13 +101,18 @@ impl Keeper {
                 return self.away(directory, &failure).await;
             }
             Failure::Limited(_) => BackOff::LIMITED,
+            Failure::Dns(err) if is_passing(err) => BackOff::PROVIDER,
             _ => BackOff::HOST,
         };
         let problem = chain(&failure);
-        let try_at = now().saturating_add(back_off.wait(row.failures, chance()));
+        let asked_for = match &failure {
+            Failure::Dns(err) => ms(err.retry_after()),
+            _ => 0,
+        };
+        let try_at = now().saturating_add(back_off.wait(row.failures, chance()).max(asked_for));
         let again = time(try_at);
-        warn!(host = %host, error = %problem, "No certificate for {host}, trying again at {again}: {problem}");
-        Ok(self.ctx.store.note_failed_try(host, &FailedTry { try_at, problem }).await?)
+        warn!(certificate.name = %name, error = %problem, "No certificate for {name}, trying again at {again}: {problem}");
+        Ok(self.ctx.store.note_failed_try(name, &FailedTry { try_at, problem }).await?)
     }
 
     /// Notes that the authority cannot be used, and leaves it alone for a while.
@@ -109,9 +130,48 @@ impl Keeper {
         Ok(self.ctx.store.note_authority_away(directory, &FailedTry { try_at, problem }).await?)
     }
 
-    async fn asked(&self, host: &HostName, answer: Option<(i64, i64)>) -> anyhow::Result<()> {
+    /// Has a proof that could not be removed be looked for later.
+    fn left_behind(&mut self, err: &DnsError) {
+        let wait = BackOff::PROVIDER.wait(self.sweep_failures, chance()).max(ms(err.retry_after()));
+        self.sweep_failures = self.sweep_failures.saturating_add(1);
+        let at = now().saturating_add(wait);
+        self.sweep_at = Some(at);
+        let (said, again) = (chain(err), time(at));
+        warn!(error = %said, "A proof may be left in the DNS zone, looking again at {again}: {said}");
+    }
+
+    fn swept(&mut self, swept: Result<usize, DnsError>) {
+        match swept {
+            Ok(removed) => {
+                (self.sweep_at, self.sweep_failures) = (None, 0);
+                if removed > 0 {
+                    info!("Removed {removed} proofs from the DNS zone, which a run before this left there");
+                }
+            }
+            Err(err) => self.left_behind(&err),
+        }
+    }
+
+    async fn asked(&self, name: &CertificateName, answer: Option<(i64, i64)>) -> anyhow::Result<()> {
         let earliest = now().saturating_add(ms(ASK_AGAIN));
         let (renew_at, ask_at) = answer.map_or((None, earliest), |(renew_at, ask_at)| (Some(renew_at), ask_at));
-        Ok(self.ctx.store.plan_renewal(host, renew_at, ask_at.max(earliest)).await?)
+        Ok(self.ctx.store.plan_renewal(name, renew_at, ask_at.max(earliest)).await?)
+    }
+}
+
+/// Whether what is wrong with the provider may well be over soon.
+fn is_passing(err: &DnsError) -> bool {
+    match err {
+        DnsError::Away { .. }
+        | DnsError::Silent(_)
+        | DnsError::Busy { .. }
+        | DnsError::Strange(_)
+        | DnsError::Interrupted(_) => true,
+        DnsError::Failed { status, .. } => *status >= 500,
+        DnsError::Token(_)
+        | DnsError::Roots(_)
+        | DnsError::Refused(_)
+        | DnsError::NoZone(_)
+        | DnsError::Unseen { .. } => false,
     }
 }

@@ -13,10 +13,11 @@ use super::table::{Item, Table};
 use super::words::quoted;
 use super::{
     AccessLog, AcmeChallenge, AcmeConfig, ApiConfig, BuilderConfig, CertificateFiles, Config, DatabaseConfig,
-    DnsConfig, DnsProvider, Expiry, RouterConfig, SystemdConfig, TlsConfig, UpkeepConfig,
+    DnsConfig, DnsProvider, Expiry, RecordsTo, RouterConfig, SystemdConfig, TlsConfig, UpkeepConfig,
 };
 use crate::model::{HostName, ProjectName};
 
+const CLOUDFLARE: &str = "https://api.cloudflare.com/client/v4";
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 /// Reads the whole file.
@@ -36,7 +37,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
     let postgres = root.maybe("postgres", database);
     let tls = root.section("tls").and_then(tls);
     let acme = root.maybe("acme", acme);
-    let dns = root.maybe("dns", dns);
+    let dns = root.maybe("dns", |item| dns(item, base_domain.as_ref()));
     if let (Some(base), Some(Some(control)), Some(projects)) = (&base_domain, &control_domain, &projects) {
         check_control_domain(root, base, control, projects.keys());
     }
@@ -189,11 +190,60 @@ fn certificate(item: Item<'_, '_>) -> Option<CertificateFiles> {
     Some(CertificateFiles { certificate_file: certificate_file?, key_file: key_file? })
 }
 
-fn dns(item: Item<'_, '_>) -> Option<DnsConfig> {
+fn dns(item: Item<'_, '_>, base_domain: Option<&HostName>) -> Option<DnsConfig> {
     let mut table = item.table()?;
     let provider = table.required("provider").and_then(|item| item.one_of(&[("cloudflare", DnsProvider::Cloudflare)]));
     let token_file = table.required("token_file").and_then(Item::path);
-    Some(DnsConfig { provider: provider?, token_file: token_file? })
+    let zone = table.maybe("zone", Item::parse::<HostName>);
+    let api = table.or("api", CLOUDFLARE.to_owned(), api_url);
+    let resolver = table.maybe("resolver", address);
+    let records = table.maybe("records", records_to);
+    let zone = zone?.or_else(|| base_domain.cloned())?;
+    if let Some(base) = base_domain
+        && *base != zone
+        && !base.as_str().ends_with(&format!(".{zone}"))
+    {
+        table.fault("zone", format!("\"{zone}\" does not hold `base_domain`, which is \"{base}\""), None);
+    }
+    Some(DnsConfig {
+        provider: provider?,
+        token_file: token_file?,
+        zone,
+        api: api?,
+        resolver: resolver?,
+        records: records?,
+    })
+}
+
+/// Addresses, or the name of a host.
+fn records_to(item: Item<'_, '_>) -> Option<RecordsTo> {
+    if item.kind() == "string" {
+        return item.parse().map(RecordsTo::Host);
+    }
+    let addresses = item.each(|item| {
+        let text = item.text()?;
+        match text.parse::<IpAddr>() {
+            Ok(address) if !address.is_unspecified() && !address.is_multicast() => Some(address),
+            _ => item.fault(format!("{} is not the address of a machine", quoted(text)), None),
+        }
+    });
+    addresses.map(RecordsTo::Addresses)
+}
+
+/// The URL of an API. A token does not go over a network in the clear.
+fn api_url(item: Item<'_, '_>) -> Option<String> {
+    let text = item.text()?;
+    let url = text.parse::<http::Uri>().ok();
+    let near = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let fine = url.is_some_and(|url| match (url.scheme_str(), url.host()) {
+        (Some("https"), Some(_)) => url.query().is_none(),
+        (Some("http"), Some(host)) => url.query().is_none() && near(host),
+        _ => false,
+    });
+    match fine {
+        true => Some(text.to_owned()),
+        false => item.fault(format!("{} is neither an https URL nor one of this machine", quoted(text)), None),
+    }
 }
 
 fn address(item: Item<'_, '_>) -> Option<SocketAddr> {

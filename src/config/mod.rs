@@ -18,7 +18,7 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +75,7 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Where other certificates come from.
     pub acme: Option<AcmeConfig>,
-    /// Where DNS records are made.
+    /// Where certificate authorities are shown proofs for wildcards, and DNS records are made.
     pub dns: Option<DnsConfig>,
 }
 
@@ -229,8 +229,26 @@ pub enum AcmeChallenge {
 pub struct DnsConfig {
     /// Who serves the zone.
     pub provider: DnsProvider,
-    /// The file of the token that may change it.
+    /// The file of the token that may change it. It is read each time it is used.
     pub token_file: PathBuf,
+    /// The zone's name. Default: `base_domain`, which must lie in it otherwise.
+    pub zone: HostName,
+    /// Where the provider's API is. Default: `https://api.cloudflare.com/client/v4`; plain HTTP on this machine alone.
+    pub api: String,
+    /// A DNS server that is asked whether a proof can be seen, such as `192.0.2.53:53`. Default: those of the zone.
+    pub resolver: Option<SocketAddr>,
+    /// Where the records of projects lead: `records = ["203.0.113.7", "2001:db8::7"]`, or the name of a host. Default:
+    /// kennel makes none.
+    pub records: Option<RecordsTo>,
+}
+
+/// Where DNS records lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordsTo {
+    /// To these addresses: A and AAAA.
+    Addresses(Vec<IpAddr>),
+    /// To whatever this name leads to: CNAME.
+    Host(HostName),
 }
 
 /// A DNS service kennel can talk to.
@@ -298,12 +316,9 @@ impl Config {
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         let mut keys = Vec::new();
-        let mut note = |key: String, given: bool| {
-            if given {
-                keys.push(format!("`{key}` is checked, but this version of kennel does not act on it yet"));
-            }
-        };
-        note("dns".to_owned(), self.dns.is_some());
+        if self.acme.is_none() && self.dns.as_ref().is_some_and(|dns| dns.records.is_none()) {
+            keys.push("`dns` is of no use: add `[acme]` for certificates by it, or `dns.records`".to_owned());
+        }
         if self.router.https.is_some() && !self.has_certificates() {
             keys.push("`router.https` turns everybody away: add `[acme]` or `[[tls.certificates]]`".to_owned());
         }

@@ -22,6 +22,7 @@ use crate::certificates::{self, Keeper};
 use crate::config::{self, Config};
 use crate::crash::{self, Point};
 use crate::deployer::{self, Deployer, Interrupt};
+use crate::dns::{self, Records};
 use crate::host::Machine;
 use crate::monitor::Monitor;
 use crate::reconciler::{DatabaseKeeper, Reconciler};
@@ -58,6 +59,7 @@ pub struct Running {
     builder: Bell,
     deployer: Bell,
     certificates: Bell,
+    records: Bell,
     /// Where the router listens.
     pub router_addr: SocketAddr,
     /// Where it listens for HTTPS, if anywhere.
@@ -93,7 +95,7 @@ impl Running {
         crash::point(Point::StartOpened);
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
-        let certificates_bell = Bell::default();
+        let (certificates_bell, records_bell) = (Bell::default(), Bell::default());
         let run = RunId::fresh();
         let shared: config::Shared = Arc::new(ArcSwap::from_pointee(config));
         let now = shared.load_full();
@@ -137,7 +139,7 @@ impl Running {
                 store_dir: parts.store_dir,
                 control,
                 https: https(&now),
-                hosts_changed: certificates_bell.clone(),
+                hosts_changed: vec![certificates_bell.clone(), records_bell.clone()],
                 workers,
                 trusted: now.router.trusted_proxies.clone(),
                 proxy_protocol: now.router.proxy_protocol,
@@ -190,10 +192,18 @@ impl Running {
             );
         }
         drop(parts.sockets);
+        let mark = dns::Mark::of(&store).await?;
+        let records = dns::Context {
+            store: store.clone(),
+            config: shared.clone(),
+            mark: mark.clone(),
+            bell: records_bell.clone(),
+        };
         let certificates = certificates::Context {
             store: store.clone(),
             router: handle.clone(),
             config: shared.clone(),
+            mark,
             bell: certificates_bell.clone(),
         };
         // Before anybody is served by TLS.
@@ -226,6 +236,7 @@ impl Running {
         let mut loops = JoinSet::new();
         loops.spawn(reconciler.clone().run(intake.clone()));
         loops.spawn(keeper.run(intake.clone()));
+        loops.spawn(Records::new(records).run(intake.clone()));
         loops.spawn(DatabaseKeeper::new(deployer.clone()).run(intake.clone()));
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
@@ -238,6 +249,7 @@ impl Running {
             builder: builder_bell,
             deployer: deployer_bell,
             certificates: certificates_bell,
+            records: records_bell,
             router_addr,
             https_addr,
             api_addr,
@@ -294,6 +306,7 @@ impl Running {
         self.deployer.ring();
         self.builder.ring();
         self.certificates.ring();
+        self.records.ring();
         crash::point(Point::ReloadDone);
         Ok(())
     }

@@ -13,9 +13,9 @@ pub use build::{ArtifactState, BuildEvent, BuildState, Environment, RootReason};
 pub use database::DatabaseState;
 pub use deployment::{DeploymentEvent, DeploymentState, Ending, Step};
 pub use names::{
-    BranchId, BranchRef, BranchSlug, BuildId, CommitSha, DatabaseName, DeliveryId, DeploymentId, FlakeOutput, HostName,
-    InvalidName, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetId, TargetNames, TargetTag, UnitName,
-    UserName, ValkeyDb,
+    BranchId, BranchRef, BranchSlug, BuildId, CertificateName, CommitSha, DatabaseName, DeliveryId, DeploymentId,
+    FlakeOutput, HostName, InvalidName, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetId, TargetNames,
+    TargetTag, UnitName, UserName, ValkeyDb,
 };
 pub use route::{Destination, Route};
 pub use settings::{HealthCheck, Kind, Settings};

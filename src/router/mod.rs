@@ -142,7 +142,7 @@ struct Shared {
     proxy_protocol: bool,
     https: Https,
     tls: tls::Front,
-    hosts_changed: Bell,
+    hosts_changed: Vec<Bell>,
     table: ArcSwap<RouteTable>,
     /// Held from reading the rows to the swap: an older reading must not replace a newer one.
     reloading: Mutex<()>,
@@ -294,7 +294,7 @@ impl Handle {
         let hosts_changed = !table.has_hosts_of(&previous);
         self.shared.table.store(Arc::new(table));
         if hosts_changed {
-            self.shared.hosts_changed.ring();
+            self.shared.hosts_changed.iter().for_each(Bell::ring);
         }
         Ok(())
     }

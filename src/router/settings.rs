@@ -22,7 +22,7 @@ pub struct RouterConfig {
     /// How visitors who come by TLS are treated, and those who could.
     pub https: Https,
     /// Rung when the hosts that have routes have changed.
-    pub hosts_changed: Bell,
+    pub hosts_changed: Vec<Bell>,
     /// How many threads serve visitors, each with its own connections to services: as many as there are cores.
     pub workers: NonZeroUsize,
     /// The proxies in front of kennel: what they say in `X-Forwarded-For`, `-Proto` and `-Port` counts.
@@ -49,7 +49,7 @@ impl Default for RouterConfig {
             trusted: Vec::new(),
             proxy_protocol: false,
             https: Https::default(),
-            hosts_changed: Bell::default(),
+            hosts_changed: Vec::new(),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),
             limits: Limits::default(),

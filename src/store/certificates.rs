@@ -1,13 +1,13 @@
-//! Certificates by ACME: what was tried for which host, and when to try again.
+//! Certificates by ACME: what was tried for which name, and when to try again.
 
 use super::{Store, StoreError, during};
-use crate::model::HostName;
+use crate::model::CertificateName;
 
-/// A host that has a certificate by ACME, or is to get one. Times are in milliseconds since 1970.
+/// A host that has a certificate by ACME, or is to get one, or a wildcard. Times are in milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRow {
     /// Which.
-    pub host: HostName,
+    pub name: CertificateName,
     /// The directory of the authority whose certificate there is.
     pub directory: Option<String>,
     /// The directory where an order has begun.
@@ -26,7 +26,7 @@ pub struct CertificateRow {
     pub try_at: i64,
     /// Why the last try failed, if it did.
     pub problem: Option<String>,
-    /// Since when the host has no route.
+    /// Since when there is no route for it.
     pub unwanted_since: Option<i64>,
 }
 
@@ -62,15 +62,15 @@ pub struct AuthorityAway {
 }
 
 impl Store {
-    /// Every host that has a certificate by ACME, or is to get one, by name.
+    /// Every name that has a certificate by ACME, or is to get one, in their order.
     ///
     /// # Errors
     /// When the database refuses.
     pub async fn certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
         sqlx::query_as!(
             CertificateRow,
-            r#"select host as "host!: _", directory, order_directory, order_url, expires_at, renew_at, ask_at, failures as "failures!: u32",
-               try_at, problem, unwanted_since from certificates order by host"#
+            r#"select name as "name!: _", directory, order_directory, order_url, expires_at, renew_at, ask_at, failures as "failures!: u32",
+               try_at, problem, unwanted_since from certificates order by name"#
         )
         .fetch_all(&self.readers)
         .await
@@ -81,22 +81,27 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses; then nothing was noted.
-    pub async fn note_wanted(&self, wanted: &[HostName], unwanted: &[HostName], now: i64) -> Result<(), StoreError> {
+    pub async fn note_wanted(
+        &self,
+        wanted: &[CertificateName],
+        unwanted: &[CertificateName],
+        now: i64,
+    ) -> Result<(), StoreError> {
         let mut tx = self.begin("note who wants certificates").await?;
-        for host in wanted {
+        for name in wanted {
             sqlx::query!(
-                "insert into certificates (host) values (?) on conflict (host) do update set unwanted_since = null",
-                host
+                "insert into certificates (name) values (?) on conflict (name) do update set unwanted_since = null",
+                name
             )
             .execute(&mut *tx)
             .await
             .map_err(during("note a host that wants a certificate"))?;
         }
-        for host in unwanted {
+        for name in unwanted {
             sqlx::query!(
-                "update certificates set unwanted_since = coalesce(unwanted_since, ?) where host = ?",
+                "update certificates set unwanted_since = coalesce(unwanted_since, ?) where name = ?",
                 now,
-                host
+                name
             )
             .execute(&mut *tx)
             .await
@@ -109,8 +114,8 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn note_order(&self, host: &HostName, directory: &str, url: &str) -> Result<(), StoreError> {
-        sqlx::query!("update certificates set order_directory = ?, order_url = ? where host = ?", directory, url, host)
+    pub async fn note_order(&self, name: &CertificateName, directory: &str, url: &str) -> Result<(), StoreError> {
+        sqlx::query!("update certificates set order_directory = ?, order_url = ? where name = ?", directory, url, name)
             .execute(&self.writer)
             .await
             .map_err(during("note an order"))?;
@@ -121,8 +126,8 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn drop_order(&self, host: &HostName) -> Result<(), StoreError> {
-        sqlx::query!("update certificates set order_directory = null, order_url = null where host = ?", host)
+    pub async fn drop_order(&self, name: &CertificateName) -> Result<(), StoreError> {
+        sqlx::query!("update certificates set order_directory = null, order_url = null where name = ?", name)
             .execute(&self.writer)
             .await
             .map_err(during("drop an order"))?;
@@ -133,15 +138,15 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn note_issued(&self, host: &HostName, issued: &Issued) -> Result<(), StoreError> {
+    pub async fn note_issued(&self, name: &CertificateName, issued: &Issued) -> Result<(), StoreError> {
         sqlx::query!(
             "update certificates set directory = ?, expires_at = ?, renew_at = ?, ask_at = ?, order_directory = null, order_url = null,
-             failures = 0, try_at = 0, problem = null where host = ?",
+             failures = 0, try_at = 0, problem = null where name = ?",
             issued.directory,
             issued.expires_at,
             issued.renew_at,
             issued.ask_at,
-            host
+            name
         )
         .execute(&self.writer)
         .await
@@ -153,12 +158,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn note_failed_try(&self, host: &HostName, failed: &FailedTry) -> Result<(), StoreError> {
+    pub async fn note_failed_try(&self, name: &CertificateName, failed: &FailedTry) -> Result<(), StoreError> {
         sqlx::query!(
-            "update certificates set failures = failures + 1, try_at = ?, problem = ? where host = ?",
+            "update certificates set failures = failures + 1, try_at = ?, problem = ? where name = ?",
             failed.try_at,
             failed.problem,
-            host
+            name
         )
         .execute(&self.writer)
         .await
@@ -188,12 +193,17 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn plan_renewal(&self, host: &HostName, renew_at: Option<i64>, ask_at: i64) -> Result<(), StoreError> {
+    pub async fn plan_renewal(
+        &self,
+        name: &CertificateName,
+        renew_at: Option<i64>,
+        ask_at: i64,
+    ) -> Result<(), StoreError> {
         sqlx::query!(
-            "update certificates set renew_at = coalesce(?, renew_at), ask_at = ? where host = ? and expires_at is not null",
+            "update certificates set renew_at = coalesce(?, renew_at), ask_at = ? where name = ? and expires_at is not null",
             renew_at,
             ask_at,
-            host
+            name
         )
         .execute(&self.writer)
         .await
@@ -205,8 +215,8 @@ impl Store {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn forget_certificate(&self, host: &HostName) -> Result<(), StoreError> {
-        sqlx::query!("delete from certificates where host = ?", host)
+    pub async fn forget_certificate(&self, name: &CertificateName) -> Result<(), StoreError> {
+        sqlx::query!("delete from certificates where name = ?", name)
             .execute(&self.writer)
             .await
             .map_err(during("forget a certificate"))?;
@@ -259,11 +269,24 @@ impl Store {
     }
 }
 
+impl Store {
+    /// What tells this kennel from others that change the same DNS zone: 16 hexadecimal digits.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn instance(&self) -> Result<String, StoreError> {
+        sqlx::query_scalar!("select id from instance")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(during("read what this kennel is told from others by"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn host(name: &str) -> HostName {
+    fn host(name: &str) -> CertificateName {
         name.parse().unwrap()
     }
 

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("host", 2),
     ("handover", 2),
     ("router", 3),
+    ("dns", 3),
     ("webhook", 4),
     ("builder", 4),
     ("deployer", 4),
@@ -40,7 +41,9 @@ const NARROWER: &[(&str, &[&str])] = &[
     // Builds end in rows; traffic is the deployer's.
     ("builder", &["crash", "model", "config", "wake", "telemetry", "store", "host"]),
     // Certificates are files and rows; the router is told which there are.
-    ("certificates", &["chance", "model", "config", "wake", "telemetry", "store", "host", "router"]),
+    ("certificates", &["chance", "model", "config", "wake", "telemetry", "store", "host", "dns", "router"]),
+    // The zone is the provider's: rows say what is wanted there, and nothing is done to the machine.
+    ("dns", &["chance", "model", "config", "wake", "telemetry", "store"]),
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.

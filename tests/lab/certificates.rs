@@ -13,7 +13,7 @@ use crate::harness::pebble::{DIRECTORY, Pebble, visit_by_tls};
 use crate::harness::{App, Lab, LabConfig, ROUTER, Service, machine, until};
 
 /// How long an order may take that nothing holds up, refused nonces included.
-const ORDER_MAX: Duration = Duration::from_secs(60);
+pub(crate) const ORDER_MAX: Duration = Duration::from_secs(60);
 
 fn config(challenge: &str) -> LabConfig {
     let ca_file = Pebble::ca_file();
@@ -29,14 +29,14 @@ fn root() -> String {
 }
 
 /// A copy of the authority's root as it is now: it has another one after it was stopped.
-fn root_as(name: &str) -> String {
+pub(crate) fn root_as(name: &str) -> String {
     let path = format!("/srv/pebble/{name}.pem");
     fs::write(&path, root()).unwrap();
     path
 }
 
 /// Waits until a host is served by TLS to those who trust this root.
-async fn served(host: &str, root: &str) -> String {
+pub(crate) async fn served(host: &str, root: &str) -> String {
     let begun = std::time::Instant::now();
     loop {
         let said = match visit_by_tls(host, "/", root).await {
@@ -48,7 +48,7 @@ async fn served(host: &str, root: &str) -> String {
     }
 }
 
-async fn rows(query: &str) -> String {
+pub(crate) async fn rows(query: &str) -> String {
     let script = format!(
         "import sqlite3\nfor row in sqlite3.connect('file:/var/lib/kennel/kennel.db?mode=ro', uri=True).execute({query:?}): print(*row)"
     );

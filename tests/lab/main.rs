@@ -41,4 +41,5 @@ mod secrets;
 mod sites;
 mod under_load;
 mod upkeep;
+mod wildcards;
 mod worker;

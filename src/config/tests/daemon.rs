@@ -294,6 +294,22 @@ fn a_project_that_cannot_work_is_refused(#[case] lines: &str, #[case] says: &str
     "base_domain = \"a.b\"\n[acme]\nemail = \"o@a.b\"\nchallenge = \"dns\"",
     "is not one of `http-01`, `tls-alpn-01`"
 )]
+#[case(
+    "base_domain = \"a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"\nzone = \"c.a.b\"",
+    "`dns.zone`: \"c.a.b\" does not hold `base_domain`, which is \"a.b\""
+)]
+#[case(
+    "base_domain = \"a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"\napi = \"http://192.0.2.1/v4\"",
+    "is neither an https URL nor one of this machine"
+)]
+#[case(
+    "base_domain = \"a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"\nrecords = [\"0.0.0.0\"]",
+    "`dns.records[0]`: \"0.0.0.0\" is not the address of a machine"
+)]
+#[case(
+    "base_domain = \"a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"\nrecords = \"203.0.113.7:80\"",
+    "`dns.records`: "
+)]
 #[case("base_domain = \"a.b\"\n[tls]\nhsts = \"9999d\"", "is not between 1 s and 63072000 s")]
 #[case(
     "base_domain = \"a.b\"\n[[tls.certificates]]\ncertificate_file = \"/c\"",
@@ -313,10 +329,30 @@ fn a_file_that_contradicts_itself_is_refused(#[case] text: &str, #[case] says: &
 }
 
 #[test]
+fn a_dns_zone_is_the_base_domains_own_unless_it_is_named() {
+    let head = "base_domain = \"apps.a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"\n";
+    let dns = |lines: &str| parse(&format!("{head}{lines}")).unwrap().dns.unwrap();
+    let plain = dns("");
+    assert_eq!((plain.zone.as_str(), plain.api.as_str()), ("apps.a.b", "https://api.cloudflare.com/client/v4"));
+    assert_eq!((plain.resolver, plain.records), (None, None));
+    let full = dns(
+        "zone = \"a.b\"\napi = \"http://127.0.0.1:81/v4\"\nresolver = \"127.0.0.1:53\"\nrecords = [\"203.0.113.7\", \"::1\"]",
+    );
+    assert_eq!((full.zone.as_str(), full.api.as_str()), ("a.b", "http://127.0.0.1:81/v4"));
+    let to = ["203.0.113.7", "::1"].map(|address| address.parse().unwrap()).to_vec();
+    assert_eq!(full.records, Some(RecordsTo::Addresses(to)));
+    assert_eq!(dns("records = \"here.c\"").records, Some(RecordsTo::Host("here.c".parse().unwrap())));
+}
+
+#[test]
 fn what_this_version_does_not_act_on_is_said() {
-    insta::assert_snapshot!(parse(DAEMON).unwrap().notices().join("\n"), @r#"
-    `dns` is checked, but this version of kennel does not act on it yet
-    "#);
+    assert_eq!(parse(DAEMON).unwrap().notices(), Vec::<String>::new());
+    let dns = "base_domain = \"a.b\"\n[dns]\nprovider = \"cloudflare\"\ntoken_file = \"/t\"";
+    assert_eq!(
+        parse(dns).unwrap().notices(),
+        ["`dns` is of no use: add `[acme]` for certificates by it, or `dns.records`"]
+    );
+    assert_eq!(parse(&format!("{dns}\nrecords = []")).unwrap().notices(), Vec::<String>::new());
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
     `cachix` is checked, but this version of kennel does not push to it yet
     "#);

@@ -116,22 +116,16 @@ checked_text! {
 checked_text! {
     /// A host's DNS name: lower-case labels of `[a-z0-9-]`, each at most 63, together at most 253,
     /// without port or trailing dot (RFC 1123, section 2.1).
-    HostName, "host name", |text| {
-        if text.is_empty() || text.len() > 253 {
-            return Err("is not 1 to 253 characters long");
+    HostName, "host name", check_host
+}
+checked_text! {
+    /// What a certificate is for: a host, or `*.` and a domain, which stands for all hosts one label below it
+    /// (RFC 9525, section 6.3). At most 253.
+    CertificateName, "certificate name", |text| {
+        if text.len() > 253 {
+            return Err("is longer than 253 characters");
         }
-        for label in text.split('.') {
-            if label.is_empty() || label.len() > LABEL_MAX {
-                return Err("has a label that is not 1 to 63 characters long");
-            }
-            if label.starts_with('-') || label.ends_with('-') {
-                return Err("has a label that begins or ends with `-`");
-            }
-            if !label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
-                return Err("may hold only `a` to `z`, `0` to `9`, `-` and `.`");
-            }
-        }
-        Ok(())
+        check_host(text.strip_prefix("*.").unwrap_or(text))
     }
 }
 checked_text! {
@@ -249,6 +243,24 @@ checked_text! {
     }
 }
 
+fn check_host(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() || text.len() > 253 {
+        return Err("is not 1 to 253 characters long");
+    }
+    for label in text.split('.') {
+        if label.is_empty() || label.len() > LABEL_MAX {
+            return Err("has a label that is not 1 to 63 characters long");
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err("has a label that begins or ends with `-`");
+        }
+        if !label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+            return Err("may hold only `a` to `z`, `0` to `9`, `-` and `.`");
+        }
+    }
+    Ok(())
+}
+
 /// `git-check-ref-format(1)`, for what follows `refs/heads/`.
 fn check_git_branch(branch: &str) -> Result<(), &'static str> {
     if branch.is_empty() || branch.len() > 250 {
@@ -269,6 +281,32 @@ fn check_git_branch(branch: &str) -> Result<(), &'static str> {
         return Err("has a part that is empty, begins with `.` or ends with `.` or `.lock`");
     }
     Ok(())
+}
+
+impl CertificateName {
+    /// All hosts one label below `domain`; `None` when that is too long to be a name.
+    #[must_use]
+    pub fn below(domain: &str) -> Option<Self> {
+        format!("*.{domain}").parse().ok()
+    }
+
+    /// The host it is for, unless it is a wildcard.
+    #[must_use]
+    pub fn host(&self) -> Option<HostName> {
+        self.0.parse().ok()
+    }
+
+    /// The domain it is for all hosts of, if it is a wildcard.
+    #[must_use]
+    pub fn domain(&self) -> Option<&str> {
+        self.0.strip_prefix("*.")
+    }
+}
+
+impl From<&HostName> for CertificateName {
+    fn from(host: &HostName) -> Self {
+        Self(host.0.clone())
+    }
 }
 
 impl BranchRef {

@@ -149,6 +149,13 @@ impl Certificates {
                 }
             }
         }
+        // A name of its own comes first, but not over a wildcard that is still valid.
+        let over = |(name, known): &(&Box<str>, &Arc<Certificate>)| {
+            let wildcard = name.find('.').filter(|dot| *dot > 0).and_then(|dot| by_name.get(&name[dot..]));
+            !is_valid(known) && wildcard.is_some_and(|wildcard| is_valid(wildcard))
+        };
+        let over: Vec<Box<str>> = by_name.iter().filter(over).map(|(name, _)| name.clone()).collect();
+        over.iter().for_each(|name| drop(by_name.remove(name)));
         Self { by_name }
     }
 
@@ -210,8 +217,12 @@ mod tests {
         let all: Vec<_> = [&over, &first, &second].map(|made| Arc::new(read(made).unwrap())).to_vec();
         let certificates = Certificates::new(all.clone(), now);
         assert!(Arc::ptr_eq(certificates.find("a.example").unwrap(), &all[1]));
-        let certificates = Certificates::new(all[..1].to_vec(), now);
+        let mut only = all[..1].to_vec();
+        let certificates = Certificates::new(only.clone(), now);
         assert!(certificates.find("a.example").is_some(), "one that is over is better than none");
+        only.push(Arc::new(read(&testing::certificate_between(&["*.example"], now - day, now + day)).unwrap()));
+        let certificates = Certificates::new(only, now);
+        assert_eq!(names_for(&certificates, "a.example").unwrap(), ["*.example"], "a wildcard is better than that");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(crate) mod app;
 pub(crate) mod config;
 pub(crate) mod databases;
 pub(crate) mod delivery;
+pub(crate) mod dns;
 pub(crate) mod forge;
 pub(crate) mod gate;
 pub(crate) mod http;
