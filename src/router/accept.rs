@@ -166,8 +166,12 @@ impl Arrival {
         let greeting = self.shared.tls.greet(stream);
         // In a box, so that nothing of it is left once it is over.
         let greeted = Box::pin(self.generation.begin(&self.watch, self.shared.timeouts.handshake, greeting)).await;
-        // A handshake that fails is the visitor's affair: he is told why by an alert.
-        let Some(Ok(Some((stream, secured)))) = greeted else { return };
+        let (stream, secured) = match greeted {
+            Some(Ok(Some(greeted))) => greeted,
+            Some(Ok(None)) => return,
+            // A handshake that fails is the visitor's affair: he is told why by an alert.
+            failed => return self.shared.tls.note_failure(failed.and_then(Result::err).as_ref()),
+        };
         connection::serve(Arc::clone(&self.shared), stream, Arc::new(self.visitor("https").secured(secured))).await;
     }
 

@@ -15,6 +15,7 @@ use http::StatusCode;
 
 use super::access_log::Line;
 use super::pages::Problem;
+use super::tls;
 use crate::model::{ProjectName, ServiceName};
 
 /// Upper bounds of the latency's buckets, in milliseconds.
@@ -38,6 +39,7 @@ struct Counts {
     connections: AtomicI64,
     routes: AtomicU64,
     reloaded: Mutex<Option<Instant>>,
+    tls: Arc<tls::Counts>,
 }
 
 /// What one service or site has answered, all its branches together.
@@ -91,6 +93,11 @@ impl Metrics {
         *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
+    /// What is counted of TLS.
+    pub(super) fn tls(&self) -> &Arc<tls::Counts> {
+        &self.0.tls
+    }
+
     /// Everything, as text.
     #[must_use]
     pub fn render(&self) -> String {
@@ -138,6 +145,7 @@ impl Metrics {
         if let Some(reloaded) = *self.0.reloaded.lock().unwrap_or_else(PoisonError::into_inner) {
             page.line("", "", reloaded.elapsed().as_secs_f64());
         }
+        self.0.tls.render(&mut page);
         page.text
     }
 }
@@ -231,19 +239,20 @@ fn labels(of: &Of) -> String {
     }
 }
 
+/// A page that is being written.
 #[derive(Debug, Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
     name: &'static str,
 }
 
 impl Page {
-    fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
+    pub(super) fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
         self.name = name;
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
-    fn line(&mut self, suffix: &str, labels: &str, value: impl std::fmt::Display) {
+    pub(super) fn line(&mut self, suffix: &str, labels: &str, value: impl std::fmt::Display) {
         let name = self.name;
         let _ = match labels {
             "" => writeln!(self.text, "{name}{suffix} {value}"),

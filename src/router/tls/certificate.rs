@@ -159,6 +159,12 @@ impl Certificates {
         Self { by_name }
     }
 
+    /// Each name, with the end of the certificate that is shown for it.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (String, Timestamp)> {
+        let name = |key: &str| if key.starts_with('.') { format!("*{key}") } else { key.to_owned() };
+        self.by_name.iter().map(move |(key, certificate)| (name(key), certificate.ends))
+    }
+
     /// The certificate for `host`, a name in lower case. One that names the host comes before a wildcard.
     #[must_use]
     pub fn find(&self, host: &str) -> Option<&Arc<Certificate>> {

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod challenge;
+mod counts;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -24,6 +25,8 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 pub use self::certificate::{Certificate, CertificateError, Certificates};
 pub(super) use self::challenge::Challenges;
 pub use self::challenge::{Challenge, Offer};
+pub(super) use self::counts::Counts;
+use self::counts::Ended;
 
 /// What is spoken within TLS, the most wanted first (RFC 7301).
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
@@ -46,6 +49,7 @@ pub(super) struct Front {
     visitors: Arc<ServerConfig>,
     /// For certificate authorities, who look at the certificate and go.
     authorities: Arc<ServerConfig>,
+    counts: Arc<Counts>,
 }
 
 /// The snapshot.
@@ -76,16 +80,17 @@ impl Secured {
 
 impl Front {
     /// A front without certificates.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(counts: Arc<Counts>) -> Self {
         let (certificates, challenges) = (Arc::new(Shelf::default()), Challenges::default());
         let resolver: Arc<dyn ResolvesServerCert> = certificates.clone();
         let visitors = config(resolver, &PROTOCOLS);
         let authorities = config(Arc::new(challenges.clone()), &[challenge::ALPN]);
-        Self { certificates, challenges, visitors: Arc::new(visitors), authorities: Arc::new(authorities) }
+        Self { certificates, challenges, visitors: Arc::new(visitors), authorities: Arc::new(authorities), counts }
     }
 
     /// From now on these are shown.
     pub(super) fn show(&self, certificates: Certificates) {
+        self.counts.note_certificates(certificates.ends());
         self.certificates.0.store(Arc::new(certificates));
     }
 
@@ -96,6 +101,11 @@ impl Front {
 
     fn find(&self, host: &str) -> Option<Arc<Certificate>> {
         self.certificates.0.load().find(host).cloned()
+    }
+
+    /// Counts a handshake that failed; one without an error took too long.
+    pub(super) fn note_failure(&self, failed: Option<&io::Error>) {
+        self.counts.note(failed.map_or(Ended::TooSlow, Ended::of));
     }
 
     /// Makes a connection a secured one. `None` when it is over: refused, or a certificate authority's.
@@ -109,12 +119,20 @@ impl Front {
         let host = asked_for(hello.server_name());
         if from_authority {
             let mut stream = started.into_stream(Arc::clone(&self.authorities)).await?;
+            self.counts.note(Ended::Proven);
             stream.shutdown().await?;
             return Ok(None);
         }
-        let Some(host) = host else { return refuse(started, MISSING_EXTENSION).await };
-        let Some(certificate) = self.find(&host) else { return refuse(started, UNRECOGNIZED_NAME).await };
+        let Some(host) = host else {
+            self.counts.note(Ended::NoName);
+            return refuse(started, MISSING_EXTENSION).await;
+        };
+        let Some(certificate) = self.find(&host) else {
+            self.counts.note(Ended::UnknownName);
+            return refuse(started, UNRECOGNIZED_NAME).await;
+        };
         let stream = started.into_stream(Arc::clone(&self.visitors)).await?;
+        self.counts.note(Ended::Done);
         Ok(Some((Box::new(stream), Secured { host: host.into(), certificate })))
     }
 }
