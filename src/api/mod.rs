@@ -10,6 +10,7 @@ pub mod problem;
 pub mod wire;
 
 mod builds;
+mod certificates;
 mod deployments;
 mod extract;
 mod gc;
@@ -76,6 +77,7 @@ pub fn router(api: Api) -> Router {
         .route("/deployments", get(deployments::list))
         .route("/deployments/{id}", get(deployments::show))
         .route("/deployments/{id}/teardown", post(deployments::teardown))
+        .route("/certificates", get(certificates::list))
         .route("/projects", get(projects::list))
         .route("/projects/{name}/deploy", post(projects::deploy))
         .route("/gc", get(gc::plan).post(gc::free))

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, GivenSecret, ProjectView, RootView};
 
-use crate::model::{BuildId, BuildState, CommitSha, DeploymentId, ProjectName, ServiceName, StorePath};
+use crate::model::{
+    BuildId, BuildState, CertificateName, CommitSha, DeploymentId, ProjectName, ServiceName, StorePath,
+};
 
 /// `GET /builds/<id>`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +49,19 @@ pub struct LogInfo {
     pub name: ServiceName,
     /// Its size until now.
     pub bytes: u64,
+}
+
+/// One of `GET /certificates`. Times are in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateInfo {
+    /// What it is for: a host, or `*.` and a domain.
+    pub name: CertificateName,
+    /// Until when the one that is there is valid.
+    pub expires_at: Option<i64>,
+    /// When the next one is ordered, or was to be; nothing is ordered without `[acme]`.
+    pub next_at: Option<i64>,
+    /// Why the last try failed, if it did.
+    pub problem: Option<String>,
 }
 
 /// `POST /projects/<p>/deploy`.

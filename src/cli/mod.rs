@@ -8,6 +8,7 @@ mod ask;
 mod build_worker;
 mod builds;
 mod cancel;
+mod certificates;
 mod check;
 mod check_config;
 mod client;

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
+use super::certificates;
 use super::client::Client;
 use super::failure::Failure;
 use super::screen::{Column, Mood, Row, Screen, clean, span};
 use super::words::{build_mood, deployment_mood, path_of, print_json, short, show_waiting};
-use crate::api::wire::{BuildView, DeploymentInfo, DeploymentView, ProjectView};
+use crate::api::wire::{BuildView, CertificateInfo, DeploymentInfo, DeploymentView, ProjectView};
 use crate::model::{BuildState, DeploymentState, ProjectName};
 
 /// As many rows as there may be.
@@ -27,6 +28,7 @@ struct Everything {
     projects: Vec<ProjectView>,
     builds: Vec<BuildView>,
     deployments: Vec<DeploymentInfo>,
+    certificates: Vec<CertificateInfo>,
 }
 
 /// Runs the command.
@@ -36,10 +38,16 @@ struct Everything {
 pub(super) async fn run(args: &StatusArgs, client: &Client, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let only = args.project.as_ref().map(|project| format!("project={project}")).unwrap_or_default();
     let (builds, deployments) = (format!("/builds?current=1&{LIMIT}&{only}"), format!("/deployments?{LIMIT}&{only}"));
-    let (builds, deployments, mut projects): (_, _, Vec<ProjectView>) =
-        tokio::try_join!(client.get(&builds), client.get(&deployments), client.get("/projects"))?;
+    let (builds, deployments, mut projects, mut certificates): (_, _, Vec<ProjectView>, Vec<CertificateInfo>) = tokio::try_join!(
+        client.get(&builds),
+        client.get(&deployments),
+        client.get("/projects"),
+        client.get("/certificates")
+    )?;
     projects.retain(|project| args.project.as_ref().is_none_or(|only| project.name == *only));
-    let everything = Everything { projects, builds, deployments };
+    // Hosts of a project's own choice cannot be told from those of others.
+    certificates.retain(|_| args.project.is_none());
+    let everything = Everything { projects, builds, deployments, certificates };
     if args.json {
         return print_json(&everything, screen);
     }
@@ -83,6 +91,7 @@ impl Everything {
             let rows: Vec<Row> = shown.iter().map(|info| deployment(info, screen.now)).collect();
             screen.table(&heading, &rows)?;
         }
+        certificates::show(&self.certificates, screen)?;
         self.show_failures(screen)?;
         self.show_flags(screen)
     }

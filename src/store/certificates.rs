@@ -59,6 +59,8 @@ pub struct AuthorityAway {
     pub failures: u32,
     /// Before this, nothing is tried; in milliseconds since 1970.
     pub try_at: i64,
+    /// Why the last try failed.
+    pub problem: String,
 }
 
 impl Store {
@@ -230,7 +232,7 @@ impl Store {
     pub async fn authority_away(&self, directory: &str) -> Result<Option<AuthorityAway>, StoreError> {
         sqlx::query_as!(
             AuthorityAway,
-            r#"select failures as "failures!: u32", try_at from acme_directories where url = ?"#,
+            r#"select failures as "failures!: u32", try_at, problem from acme_directories where url = ?"#,
             directory
         )
         .fetch_optional(&self.readers)
@@ -334,7 +336,7 @@ mod tests {
             store.note_authority_away("https://ca/dir", &failed).await.unwrap();
         }
         let away = store.authority_away("https://ca/dir").await.unwrap();
-        assert_eq!(away, Some(AuthorityAway { failures: 2, try_at: 20 }));
+        assert_eq!(away, Some(AuthorityAway { failures: 2, try_at: 20, problem: "refused".to_owned() }));
         store.note_authority_back("https://ca/dir").await.unwrap();
         assert_eq!(store.authority_away("https://ca/dir").await.unwrap(), None);
     }
