@@ -15,6 +15,7 @@ use super::{
     AccessLog, AcmeChallenge, AcmeConfig, ApiConfig, BuilderConfig, CertificateFiles, Config, DatabaseConfig,
     DnsConfig, DnsProvider, Expiry, RecordsTo, RouterConfig, SystemdConfig, TlsConfig, UpkeepConfig,
 };
+use super::confinement;
 use crate::model::{HostName, ProjectName};
 
 const CLOUDFLARE: &str = "https://api.cloudflare.com/client/v4";
@@ -30,6 +31,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
     let router = root.section("router").and_then(router);
     let builder = root.section("builder").and_then(builder);
     let upkeep = root.section("upkeep").and_then(upkeep);
+    let limits = root.section("limits").and_then(confinement::operators);
     let systemd = root.section("systemd").and_then(systemd);
     let projects = root.take("projects");
     let projects = projects.map_or(Some(BTreeMap::new()), |item| served::projects(item, base_domain.as_ref()));
@@ -57,6 +59,7 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
         router: router?,
         builder: builder?,
         upkeep: upkeep?,
+        limits: limits?,
         systemd: systemd?,
         projects: projects?,
         valkey: valkey?,

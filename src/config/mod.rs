@@ -7,6 +7,7 @@
 
 pub mod project;
 
+mod confinement;
 mod daemon;
 mod fault;
 mod pattern;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+pub use confinement::LimitsConfig;
 pub use fault::{Fault, Faults};
 pub use pattern::{BranchPattern, HostPattern};
 pub use secret::{
@@ -63,6 +65,8 @@ pub struct Config {
     pub builder: BuilderConfig,
     /// What goes by itself, and when.
     pub upkeep: UpkeepConfig,
+    /// How much of the machine services may use.
+    pub limits: LimitsConfig,
     /// What systemd is told.
     pub systemd: SystemdConfig,
     /// The projects, by name.
@@ -298,6 +302,12 @@ impl Config {
 
     fn has_certificates(&self) -> bool {
         self.acme.is_some() || !self.tls.certificates.is_empty()
+    }
+
+    /// How much of the machine the services of this project may use.
+    #[must_use]
+    pub fn limits_of(&self, project: &ProjectName) -> LimitsConfig {
+        self.projects.get(project).map_or(self.limits, |project| project.limits.or(self.limits))
     }
 
     /// When a service or site of this project and environment expires. What is of a project that this file does not

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use super::confinement;
 use super::fault::{Fault, Faults};
 use super::table::{Document, Item, Table};
 use super::variable;
@@ -190,6 +191,7 @@ fn service(
     let drain_secs = table.or("drain_secs", 30, secs(0..=3_600));
     let preview_database = table.or("preview_database", false, Item::boolean);
     let preview = preview_database.unwrap_or(false);
+    let confinement = confinement::asked(table);
     let env = table.or("env", BTreeMap::new(), |item| env(item, preview));
     let secrets = table.or("secrets", Vec::new(), |item| secrets(item, preview, env.as_ref()));
     Some(ServiceSettings {
@@ -201,6 +203,7 @@ fn service(
         preview_database: preview_database?,
         secrets: secrets?,
         env: env?,
+        confinement: confinement?,
     })
 }
 

@@ -1,15 +1,17 @@
 //! `[projects.<name>]` of the daemon's file: the repositories kennel serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Expiry;
+use super::confinement::{self, LimitsConfig};
 use super::pattern::{BranchPattern, HostPattern};
 use super::table::{Item, Table};
 use super::variable;
 use super::words::quoted;
+use crate::model::confinement::OptOut;
 use crate::model::{BranchRef, Environment, HostName, ProjectName};
 
 /// One project.
@@ -41,6 +43,11 @@ pub struct ProjectConfig {
     pub custom_domains: Option<Vec<HostPattern>>,
     /// When what nobody uses of it is torn down, if not as `[upkeep]` says.
     pub expire_after: Option<Expiry>,
+    /// How much of the machine its services may use, where that is not as `[limits]` says.
+    pub limits: LimitsConfig,
+    /// What its services may ask for in `sandbox.allow` of their kennel.toml. Default: `proc`, `netlink` and
+    /// `resources`, with which nobody can do harm.
+    pub sandbox_allow: BTreeSet<OptOut>,
     /// The files of its secrets, by name, for each environment that has any.
     pub secrets: Vec<(Environment, BTreeMap<String, PathBuf>)>,
 }
@@ -164,6 +171,8 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
     let forks = table.or("forks", Forks::Deny, |item| item.one_of(&[("deny", Forks::Deny), ("allow", Forks::Allow)]));
     let custom_domains = table.maybe("custom_domains", |item| item.each(|item| custom_domain(item, base_domain)));
     let expire_after = table.maybe("expire_after", expiry);
+    let limits = table.section("limits").and_then(confinement::operators);
+    let sandbox_allow = table.or("sandbox_allow", OptOut::HARMLESS.into(), confinement::opt_outs);
     let secrets = table.or("secrets", Vec::new(), secrets);
     Some(ProjectConfig {
         name: name?,
@@ -179,6 +188,8 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
         forks: forks?,
         custom_domains: custom_domains?,
         expire_after: expire_after?,
+        limits: limits?,
+        sandbox_allow: sandbox_allow?,
         secrets: secrets?,
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Context, StepError};
+use super::{Context, StepError, confinement};
 use crate::host::services::probe::{self, ProbeFailure};
 use crate::host::{Listener, UnitState};
 use crate::model::settings::ServiceSettings;
@@ -37,10 +37,17 @@ pub(super) async fn await_healthy(ctx: &Context, deployment: &ClaimedDeployment)
             }
         }
     };
-    tokio::select! {
+    let judged = tokio::select! {
         judged = healthy => judged,
         gone = watch(ctx, deployment, &unit) => Err(gone),
-    }
+    };
+    judged.map_err(|err| match err {
+        StepError::Unfit(ending, reason) => {
+            let kept_in = confinement::of(ctx, &deployment.target.project, service);
+            StepError::Unfit(ending, confinement::explained(reason, &kept_in))
+        }
+        err => err,
+    })
 }
 
 /// Asks until the service is healthy or its time is over; then why it was not, last time.

@@ -8,6 +8,7 @@
 
 pub mod databases;
 
+mod confinement;
 mod health;
 mod secrets;
 mod steps;

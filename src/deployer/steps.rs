@@ -7,9 +7,10 @@ use anyhow::{Context as _, anyhow};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, StepError, databases, health, secrets};
+use super::{Context, StepError, confinement, databases, health, secrets};
 use crate::crash::{self, Point};
 use crate::host::{Listener, SiteLink, UnitSpec, UnitState};
+use crate::model::confinement::Confinement;
 use crate::model::settings::ServiceSettings;
 use crate::model::{DeploymentId, Ending, Environment, Kind, Port, Settings, Step};
 use crate::store::{Artifact, ClaimedDeployment, GivenSecret, Switch, Target};
@@ -48,7 +49,7 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
                 Err(err) => {
                     let mut reason = crate::telemetry::chain(&err);
                     health::append_journal(ctx, &unit, &mut reason).await;
-                    Err(StepError::Unfit(Ending::Failed, reason))
+                    Err(StepError::Unfit(Ending::Failed, confinement::explained(reason, &spec.confinement)))
                 }
             }
         }
@@ -83,6 +84,7 @@ pub(super) async fn perform(ctx: &Context, deployment: &ClaimedDeployment, step:
 /// Begins a pending deployment, or records that it is the running version once more and returns `false`.
 pub(super) async fn begin(ctx: &Context, deployment: &ClaimedDeployment) -> Result<bool, StepError> {
     let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
+    confinement::check(ctx, &deployment.target, &artifact.settings)?;
     let secrets = secrets::gather(ctx, deployment, &artifact).await?;
     let fingerprint = fingerprint(ctx, deployment, &artifact, &secrets);
     if let Some((live, Some(before))) = ctx.store.live_deployment(deployment.target.id).await?
@@ -215,6 +217,7 @@ pub(super) async fn unit_spec(ctx: &Context, deployment: &ClaimedDeployment) -> 
         program: artifact.program.context("its artifact names no program")?,
         env,
         secrets: secrets::files(ctx, deployment).await?,
+        confinement: confinement::of(ctx, &target.project, service),
     })
 }
 
@@ -249,11 +252,13 @@ fn version_variables(deployment: &ClaimedDeployment, port: Port) -> [(String, St
 
 /// Equal for two deployments of a target that would run the same program with the same settings.
 fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifact, secrets: &[GivenSecret]) -> String {
-    let env = match &artifact.settings {
-        Settings::Service(service) => variables(ctx, deployment, service),
-        Settings::Site(_) => BTreeMap::new(),
+    let (env, kept_in) = match &artifact.settings {
+        Settings::Service(service) => {
+            (variables(ctx, deployment, service), confinement::of(ctx, &deployment.target.project, service))
+        }
+        Settings::Site(_) => (BTreeMap::new(), Confinement::default()),
     };
-    let whole = serde_json::json!({
+    let mut whole = serde_json::json!({
         "store_path": artifact.store_path,
         "program": artifact.program,
         "settings": artifact.settings,
@@ -263,5 +268,9 @@ fn fingerprint(ctx: &Context, deployment: &ClaimedDeployment, artifact: &Artifac
         "host": deployment.target.host,
         "databases": databases::servers(ctx, &artifact.settings),
     });
+    // Only where there is any: what was deployed before there were limits is still the same.
+    if !kept_in.is_ordinary() {
+        whole["confinement"] = serde_json::json!(kept_in);
+    }
     hex::encode(Sha256::digest(whole.to_string()))
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use self::closure::{Freed, PathInfo, Paths};
 use self::disk::DiskSpace;
 use self::key::HostKey;
+use crate::model::confinement::Confinement;
 use crate::model::{
     BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
     UnitName, UserName,
@@ -52,6 +53,8 @@ pub struct UnitSpec {
     pub env: BTreeMap<String, String>,
     /// The files of its secrets, by name. What they hold is read where the unit is made, and nowhere else.
     pub secrets: SecretFiles,
+    /// What it is kept in.
+    pub confinement: Confinement,
 }
 
 /// The operator's files of a service's secrets, by name.

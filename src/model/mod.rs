@@ -3,6 +3,7 @@
 //! **Invariant:** nothing here touches a file, a clock, a socket or the database.
 
 pub mod build;
+pub mod confinement;
 pub mod database;
 pub mod deployment;
 pub mod names;

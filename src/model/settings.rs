@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::confinement::Confinement;
 use super::{FlakeOutput, HostName, ServiceName, words};
 
 words! {
@@ -45,6 +46,9 @@ pub struct ServiceSettings {
     pub secrets: Vec<String>,
     /// Its variables.
     pub env: BTreeMap<String, String>,
+    /// The limits and opt-outs it asks for; what it gets is the operator's to say.
+    #[serde(default, skip_serializing_if = "Confinement::is_ordinary")]
+    pub confinement: Confinement,
 }
 
 /// `[static_sites.<name>]` of a kennel.toml, checked.

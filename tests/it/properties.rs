@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use kennel::config::project;
+use kennel::model::confinement::{Confinement, Limits, OptOut};
 use kennel::model::settings::{Manifest, ServiceSettings, SiteSettings};
 use kennel::model::{FlakeOutput, HealthCheck, HostName, ServiceName, Settings};
 use proptest::collection::{btree_map, btree_set};
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use crate::fuzz::bodies::toml_of;
 
@@ -28,6 +30,14 @@ fn flake_output() -> impl Strategy<Value = FlakeOutput> {
     parsed("[A-Za-z_][A-Za-z0-9_'-]{0,20}")
 }
 
+fn confinement() -> impl Strategy<Value = Confinement> {
+    let limits = (option::of(16 << 20..=1_u64 << 40), option::of(1..=102_400_u64), option::of(4..=1_u64 << 20));
+    (limits, btree_set(select(OptOut::ALL), 0..4)).prop_map(|((memory, cpu, tasks), opt_outs)| Confinement {
+        limits: Limits { memory_max_bytes: memory, cpu_quota_percent: cpu, tasks_max: tasks },
+        opt_outs,
+    })
+}
+
 fn service() -> impl Strategy<Value = ServiceSettings> {
     let check = prop_oneof![
         Just(HealthCheck::Tcp),
@@ -36,8 +46,16 @@ fn service() -> impl Strategy<Value = ServiceSettings> {
     let value = "([^\\p{Cc}\u{fdd0}-\u{fdef}\u{fffe}\u{ffff}]|[\n\t\"\\\\'$%`#=]){0,40}"
         .prop_filter("reserved", |text| text.chars().all(|c| c as u32 & 0xfffe != 0xfffe));
     let names = (btree_map(variable(), value, 0..5), btree_set(variable(), 0..4));
-    (flake_output(), check, 1..=600_u32, 0..=3_600_u32, any::<bool>(), names).prop_map(
-        |(flake_output, health_check, health_check_timeout_secs, drain_secs, preview_database, (env, secrets))| {
+    (flake_output(), check, 1..=600_u32, 0..=3_600_u32, any::<bool>(), names, confinement()).prop_map(
+        |(
+            flake_output,
+            health_check,
+            health_check_timeout_secs,
+            drain_secs,
+            preview_database,
+            (env, secrets),
+            confinement,
+        )| {
             let secrets = secrets.into_iter().filter(|name| !env.contains_key(name)).collect();
             ServiceSettings {
                 flake_output,
@@ -48,6 +66,7 @@ fn service() -> impl Strategy<Value = ServiceSettings> {
                 preview_database,
                 secrets,
                 env,
+                confinement,
             }
         },
     )

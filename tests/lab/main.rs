@@ -15,6 +15,7 @@ mod bad_input;
 mod bench;
 mod cancel;
 mod certificates;
+mod confinement;
 mod crash_points;
 mod databases;
 mod doctor;

@@ -6,6 +6,7 @@ use rstest::rstest;
 
 use super::{DAEMON, MANIFEST};
 use crate::config::*;
+use crate::model::confinement::{Limits, OptOut};
 use crate::model::{BranchRef, Environment};
 
 /// The faults of a daemon's file with a project `p` and `lines` below its own.
@@ -43,6 +44,34 @@ fn the_daemons_file_of_the_design_is_read_whole() {
     assert_eq!(project.secret(Environment::Dev, "JWT_SECRET"), None);
     assert!(project.may_claim(&"shop.example.org".parse().unwrap()));
     assert!(!project.may_claim(&"example.net".parse().unwrap()));
+}
+
+#[test]
+fn a_project_has_its_own_limits_or_everybodys_and_opt_outs_as_the_operator_says() {
+    let config = parse(DAEMON).unwrap();
+    let limits = |memory, cpu, tasks| Limits { memory_max_bytes: memory, cpu_quota_percent: cpu, tasks_max: tasks };
+    let own = config.limits_of(&"myproject".parse().unwrap());
+    assert_eq!(own.max, limits(Some(128 << 20), Some(200), Some(99)));
+    // What everybody gets is above this project's ceiling.
+    assert_eq!(own.grant(Limits::default()), limits(Some(128 << 20), Some(200), Some(99)));
+    assert_eq!(own.grant(limits(Some(64 << 20), Some(50), None)), limits(Some(64 << 20), Some(50), Some(99)));
+    let others = config.limits_of(&"gone".parse().unwrap());
+    assert_eq!(others.grant(Limits::default()), limits(Some(256 << 20), Some(200), None));
+    assert_eq!(config.projects[&"myproject".parse().unwrap()].sandbox_allow, [OptOut::NetworkRaw].into());
+
+    let plain = project_faults("repo_url = \"https://h/r\"");
+    assert_eq!(plain, "");
+    let faults = project_faults(
+        "repo_url = \"https://h/r\"\nsandbox_allow = [\"everything\"]\n\
+         limits = { memory_max = \"1G\", default = { memory_max = \"2G\" }, cpu = 3 }",
+    );
+    for fault in [
+        "projects.p.sandbox_allow[0]: \"everything\" is not one of `proc`",
+        "projects.p.limits.default.memory_max: is 2G, more than the 1G that `memory_max` allows",
+        "projects.p.limits.cpu: unknown key",
+    ] {
+        assert!(faults.contains(fault), "{faults}");
+    }
 }
 
 #[test]

@@ -31,6 +31,11 @@ timeout = "1h30m"
 memory_max = "2G"
 tasks_max = 512
 
+[limits]
+memory_max = "2G"
+cpu_quota = "200%"
+default.memory_max = "256M"
+
 [systemd]
 unit_dir = "/run/systemd/system"
 
@@ -45,6 +50,8 @@ branches = ["main", "release/*"]
 pull_requests = true
 forks = "deny"
 custom_domains = ["*.example.org"]
+sandbox_allow = ["network-raw"]
+limits = { memory_max = "128M", tasks_max = 99 }
 
 [projects.myproject.secrets.prod]
 JWT_SECRET = { file = "/run/secrets/myproject-jwt" }
@@ -75,6 +82,10 @@ custom_domain = "api.example.org"
 preview_database = true
 drain_secs = 10
 secrets = ["JWT_SECRET"]
+memory_max = "512M"
+cpu_quota = "50%"
+tasks_max = 64
+sandbox.allow = ["proc", "netlink"]
 [services.api.env]
 LOG_LEVEL = "info"
 KEY = """

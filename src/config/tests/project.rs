@@ -6,6 +6,7 @@ use rstest::rstest;
 
 use super::MANIFEST;
 use crate::config::project;
+use crate::model::confinement::{Confinement, Limits, OptOut};
 use crate::model::settings::{ServiceSettings, SiteSettings};
 use crate::model::{HealthCheck, Settings};
 
@@ -35,6 +36,14 @@ fn the_kennel_toml_of_the_design_is_read_whole() {
                         ("KEY".to_owned(), "-----BEGIN KEY-----\n\tabc\n-----END KEY-----\n".to_owned()),
                         ("LOG_LEVEL".to_owned(), "info".to_owned()),
                     ]),
+                    confinement: Confinement {
+                        limits: Limits {
+                            memory_max_bytes: Some(512 << 20),
+                            cpu_quota_percent: Some(50),
+                            tasks_max: Some(64),
+                        },
+                        opt_outs: [OptOut::Netlink, OptOut::Proc].into(),
+                    },
                 }),
             ),
             (
@@ -47,6 +56,22 @@ fn the_kennel_toml_of_the_design_is_read_whole() {
             ),
         ])
     );
+}
+
+#[rstest]
+#[case("memory_max = \"512M\"", "")]
+#[case("memory_max = \"8M\"", "services.api.memory_max: \"8M\" is not between 16M and 1048576M")]
+#[case("cpu_quota = 50", "")]
+#[case("cpu_quota = \"0%\"", "services.api.cpu_quota: \"0%\" is not a share of a processor between 1% and 102400%")]
+#[case("cpu_quota = \"half\"", "hint: write it like \"50%\", or \"200%\" for two processors")]
+#[case("tasks_max = 1", "services.api.tasks_max: 1 is not between 4 and 1048576")]
+#[case("sandbox.allow = []", "")]
+#[case("sandbox.allow = [\"network_raw\"]", "hint: did you mean \"network-raw\"?")]
+#[case("sandbox.allow = [\"jit\"]", "hint: every service may make memory executable")]
+#[case("sandbox.alow = []", "services.api.sandbox.alow: unknown key")]
+fn limits_and_opt_outs_are_checked(#[case] line: &str, #[case] fault: &str) {
+    let faults = service_faults(line);
+    assert!(faults.contains(fault) && faults.is_empty() == fault.is_empty(), "{faults}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use kennel::config::project;
 use kennel::host::machine::render::env::env_file;
+use kennel::model::confinement::{Confinement, Limits};
 use kennel::model::settings::Manifest;
 use kennel::model::{HealthCheck, Settings};
 use toml::{Table, Value};
@@ -34,6 +35,19 @@ pub(crate) fn kennel_toml(data: &[u8]) {
     }
 }
 
+/// Limits and opt-outs as a kennel.toml says them.
+fn confinement(kept_in: &Confinement) -> Vec<(String, Value)> {
+    let Limits { memory_max_bytes, cpu_quota_percent, tasks_max } = kept_in.limits;
+    let allow: Vec<Value> = kept_in.opt_outs.iter().map(|opt_out| opt_out.word().into()).collect();
+    let mut keys = vec![("sandbox".to_owned(), Table::from_iter([("allow".to_owned(), allow.into())]).into())];
+    keys.extend(memory_max_bytes.map(|bytes| ("memory_max".to_owned(), bytes.to_string().into())));
+    keys.extend(cpu_quota_percent.map(|percent| ("cpu_quota".to_owned(), format!("{percent}%").into())));
+    keys.extend(tasks_max.map(|tasks| {
+        ("tasks_max".to_owned(), Value::Integer(tasks.try_into().expect("as large as a kennel.toml may have it")))
+    }));
+    keys
+}
+
 /// A kennel.toml that says just this.
 pub(crate) fn toml_of(manifest: &Manifest) -> String {
     let (mut services, mut sites) = (Table::new(), Table::new());
@@ -59,6 +73,7 @@ pub(crate) fn toml_of(manifest: &Manifest) -> String {
                     ("secrets".to_owned(), secrets.into()),
                     ("env".to_owned(), env.collect::<Table>().into()),
                 ]);
+                table.extend(confinement(&service.confinement));
                 services.insert(name.to_string(), table.into());
             }
             Settings::Site(site) => {

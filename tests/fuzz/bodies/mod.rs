@@ -129,6 +129,7 @@ pub(crate) fn unit_file(data: &[u8]) {
         program,
         env: BTreeMap::from([("HUSH".to_owned(), text.to_string())]),
         secrets: Default::default(),
+        confinement: Default::default(),
     };
     let layout = Layout {
         state_dir: "/var/lib/kennel".into(),

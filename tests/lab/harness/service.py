@@ -2,8 +2,10 @@
 """The service of the lab's test repositories: tells who it is, and misbehaves when it is told to."""
 
 import base64
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import socket
 import sys
@@ -138,6 +140,38 @@ def read(path):
         return f"error: {error.strerror}"
 
 
+def forbidden(what):
+    """Does what the sandbox refuses unless the service has that opt-out."""
+    if what == "proc":
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            file.readline()
+    elif what == "netlink":
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
+    elif what == "resources":
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    elif what == "devices":
+        with open("/dev/kennel-lab", "rb") as file:
+            file.read(1)
+    elif what == "namespaces":
+        os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None) != 0:
+            raise OSError(ctypes.get_errno(), "mount")
+    elif what == "network-raw":
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    elif what == "foreign-abi":
+        i386_call()
+    print(f"did what `{what}` allows", flush=True)
+
+
+def i386_call():
+    """getpid(2) as a 32-bit program asks for it: mov eax, 20; int 0x80; ret."""
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+    call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    assert call() == os.getpid()
+
+
 def blab():
     """Prints all it was given, in several ways, and dies."""
     names = sorted(name for name in os.environ if name.endswith(("_SECRET", "_KEY", "_URL")))
@@ -165,6 +199,8 @@ def main():
     if MODE == "exit":
         print("cannot go on: the table `dogs` is missing", file=sys.stderr, flush=True)
         sys.exit(3)
+    if MODE == "forbidden":
+        forbidden(DETAIL)
     if MODE == "blab":
         blab()
     if MODE == "mute":

@@ -37,6 +37,7 @@ async fn spec(service: &str, deployment: i64, program: &str) -> UnitSpec {
         program: "serve".parse().unwrap(),
         env: [("PORT".to_owned(), port.to_string())].into(),
         secrets: kennel::host::SecretFiles::new(),
+        confinement: kennel::model::confinement::Confinement::default(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod env;
+mod sandbox;
 pub mod unit;
 
 #[cfg(test)]

@@ -3,50 +3,12 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use super::sandbox::sandbox;
 use super::{RenderError, word};
 use crate::host::UnitSpec;
 use crate::host::machine::layout::Layout;
 use crate::model::ProjectName;
-
-/// What keeps a service from everything but its own data, its port and the network.
-///
-/// `systemd-analyze security` says 1.1 to it. `MemoryDenyWriteExecute=` is absent, since compilers at run
-/// time (Node, Java, LuaJIT) need such memory and the score does not change. `PrivatePIDs=` is absent, since
-/// a program that is process 1 ignores SIGTERM unless it handles it. `IPAddressDeny=` is absent, since
-/// services talk to the internet.
-const SANDBOX: &str = "\
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateUsers=yes
-PrivateIPC=yes
-ProtectProc=invisible
-ProcSubset=pid
-ProtectHostname=yes
-ProtectClock=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-RemoveIPC=yes
-KeyringMode=private
-CapabilityBoundingSet=
-AmbientCapabilities=
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-UMask=0027
-LimitCORE=0
-";
+use crate::model::confinement::Limits;
 
 /// The slice of a project's services: `-` escaped, since a bare one would mean a slice below a slice
 /// (`systemd.slice(5)`).
@@ -70,7 +32,20 @@ pub fn is_project_slice(name: &str) -> bool {
 /// # Errors
 /// When a name holds what a unit cannot; the types of `spec` rule that out.
 pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError> {
-    let UnitSpec { project, slug, service, tag, user, deployment, port, store_path, program, env: _, secrets } = spec;
+    let UnitSpec {
+        project,
+        slug,
+        service,
+        tag,
+        user,
+        deployment,
+        port,
+        store_path,
+        program,
+        env: _,
+        secrets,
+        confinement,
+    } = spec;
     let description = format!("Deployment {deployment} of {service} ({project}, {slug})");
     let state = layout.state_directory(project, slug, service);
     let data = layout.data_dir(project, slug, service);
@@ -120,7 +95,15 @@ pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError
     line("TemporaryFileSystem", &plain("TemporaryFileSystem", &format!("{}:ro", layout.state_dir.display()))?);
     let hidden = format!("-{} -/nix/var/nix/daemon-socket -/run/dbus -/run/systemd/private", layout.run_dir.display());
     line("InaccessiblePaths", &plain("InaccessiblePaths", &hidden)?);
-    text.push_str(SANDBOX);
+    let Limits { memory_max_bytes, cpu_quota_percent, tasks_max } = confinement.limits;
+    for (name, limit, unit) in
+        [("MemoryMax", memory_max_bytes, ""), ("CPUQuota", cpu_quota_percent, "%"), ("TasksMax", tasks_max, "")]
+    {
+        if let Some(limit) = limit {
+            line(name, &format!("{limit}{unit}"));
+        }
+    }
+    text.push_str(&sandbox(&confinement.opt_outs));
     Ok(text)
 }
 
@@ -155,6 +138,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::host::SecretFiles;
+    use crate::model::confinement::Confinement;
     use crate::model::{DeploymentId, Port};
 
     pub(crate) fn layout() -> Layout {
@@ -178,6 +162,7 @@ pub(crate) mod tests {
             program: "api".parse().unwrap(),
             env: [("TOKEN".to_owned(), "hush".to_owned())].into(),
             secrets: SecretFiles::new(),
+            confinement: Confinement::default(),
         }
     }
 
@@ -186,7 +171,8 @@ pub(crate) mod tests {
         let secrets = [("JWT_SECRET".to_owned(), "/run/secrets/x-jwt".into())].into();
         let text = unit_file(&layout(), &UnitSpec { secrets, ..spec() }).unwrap();
         let (own, sandbox) = text.split_once("NoNewPrivileges").unwrap();
-        assert!(SANDBOX.ends_with(sandbox) && !text.contains("TOKEN") && !text.contains("hush"));
+        assert!(super::sandbox(&Confinement::default().opt_outs).ends_with(sandbox));
+        assert!(!text.contains("TOKEN") && !text.contains("hush"));
         insta::assert_snapshot!(own, @r#"
         # Written by kennel; changes are lost.
         [Unit]
@@ -222,6 +208,30 @@ pub(crate) mod tests {
         TemporaryFileSystem=/var/lib/kennel:ro
         InaccessiblePaths=-/run/kennel -/nix/var/nix/daemon-socket -/run/dbus -/run/systemd/private
         "#);
+    }
+
+    proptest! {
+        #[test]
+        fn limits_stand_before_the_sandbox_as_they_were_given(
+            memory_max_bytes in proptest::option::of(any::<u64>()),
+            cpu_quota_percent in proptest::option::of(1..=102_400_u64),
+            tasks_max in proptest::option::of(any::<u64>()),
+        ) {
+            let limits = Limits { memory_max_bytes, cpu_quota_percent, tasks_max };
+            let confinement = Confinement { limits, ..Confinement::default() };
+            let text = unit_file(&layout(), &UnitSpec { confinement, ..spec() }).unwrap();
+            let read = |name: &str| {
+                let values: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(name)).collect();
+                assert!(values.len() <= 1);
+                values.first().map(|value| value.trim_end_matches('%').parse::<u64>().unwrap())
+            };
+            let again = Limits {
+                memory_max_bytes: read("MemoryMax="),
+                cpu_quota_percent: read("CPUQuota="),
+                tasks_max: read("TasksMax="),
+            };
+            prop_assert_eq!(again, limits);
+        }
     }
 
     #[test]
