@@ -62,6 +62,8 @@ in
     git_token_file = file "The file of a token to fetch a private repository with, over HTTPS.";
     ssh_key_file = file "The file of a key to fetch a private repository with, over SSH.";
 
+    cachix_token_file = file "The file of the token for the Cachix cache that its `kennel.toml` names.";
+
     known_hosts_file = mkOption {
       type = types.nullOr types.path;
       default = null;

@@ -103,6 +103,15 @@ in
       description = "The root certificate of a certificate authority of your own, which orders certificates by ACME.";
     };
 
+    builder.cache.credentials_file = secretFile ''
+      With what `builder.cache.to` is written to: AWS credentials for `s3`, a private key for `ssh-ng`, a netrc file for
+      `https`.
+    '';
+
+    builder.cache.known_hosts_file = secretFile "The host keys to trust, for a cache over `ssh-ng`.";
+
+    builder.cache.signing_key_file = secretFile "The file of the key that what is copied to the cache is signed with.";
+
     dns.token_file = secretFile "The file of the token that may change DNS records.";
   };
 }

@@ -15,7 +15,7 @@
 //! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`chance`] what keeps many from coming at once · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
 //! | 2 | [`store`] all SQL · [`host`] this machine · [`handover`] one kennel gives its place to another |
 //! | 3 | [`router`] requests to upstreams · [`dns`] the operator's zone |
-//! | 4 | [`certificates`] what the router shows by TLS |
+//! | 4 | [`certificates`] what the router shows by TLS · [`caches`] what builds made, pushed to binary caches |
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`monitor`] · [`api`]: the stages, which do not know each other |
 //! | 5 | [`reconciler`] rows against machine |
 //! | 6 | [`daemon`] everything, started and stopped in order |
@@ -42,6 +42,7 @@ pub mod router;
 
 pub mod api;
 pub mod builder;
+pub mod caches;
 pub mod certificates;
 pub mod deployer;
 pub mod monitor;

@@ -63,9 +63,10 @@ pub(super) async fn show(
     let mut build = find(&api, id("build", &text)?).await?;
     api.explain_waiting(std::slice::from_mut(&mut build)).await;
     let artifacts = api.store.list_artifacts(build.id).await?;
+    let pushes = api.store.list_pushes(build.id).await?;
     let deployments = api.store.list_deployments(None, Scope::OfBuild(build.id), u32::MAX).await?;
     let deployments = deployments.into_iter().map(|deployment| api.locate(deployment)).collect();
-    Ok(Json(BuildDetail { build, artifacts, deployments }))
+    Ok(Json(BuildDetail { build, artifacts, pushes, deployments }))
 }
 
 /// `POST /builds/<id>/cancel`: at once for a queued build; a running one is stopped soon, or, with `?wait=1`, by the

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::store::{ArtifactView, BuildView, DeploymentView, EventView, GivenSecret, ProjectView, RootView};
+pub use crate::store::{
+    ArtifactView, BuildView, DeploymentView, EventView, GivenSecret, ProjectView, PushView, RootView,
+};
 
 use crate::model::{
     BuildId, BuildState, CertificateName, CommitSha, DeploymentId, ProjectName, ServiceName, StorePath,
@@ -16,6 +18,9 @@ pub struct BuildDetail {
     pub build: BuildView,
     /// What it made, by name.
     pub artifacts: Vec<ArtifactView>,
+    /// The binary caches that is pushed to, and what became of it.
+    #[serde(default)]
+    pub pushes: Vec<PushView>,
     /// The deployments it led to, newest first.
     pub deployments: Vec<DeploymentInfo>,
 }

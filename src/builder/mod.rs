@@ -52,6 +52,8 @@ pub struct Context {
     pub deployer: Bell,
     /// Rung when something has ended that others may clean up after.
     pub ended: Bell,
+    /// Rung when there may be something to push to a binary cache.
+    pub caches: Bell,
 }
 
 /// The loop that claims builds.
@@ -214,6 +216,7 @@ async fn carry_out(ctx: Context, build: ClaimedBuild, cancel: CancellationToken)
     crash::point(Point::BuildFinished);
     ctx.deployer.ring();
     ctx.ended.ring();
+    ctx.caches.ring();
     let duration_ms = begun.elapsed().as_millis();
     match state {
         BuildState::Failed => warn!(duration_ms, "Build {} of {} failed", build.id, build.project),

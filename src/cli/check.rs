@@ -85,7 +85,10 @@ mod tests {
     web     site     packages.x86_64-linux.frontend  built
     worker  service  packages.x86_64-linux.jobs      it accepts a connection within 30 s
     "#);
-        assert_eq!(answer.stderr, "note: `cachix` is checked, but this version of kennel does not push to it yet\n");
+        assert_eq!(
+            answer.stderr,
+            "note: `cachix` is pushed to where the daemon's file has a `cachix_token_file` for the project\n"
+        );
     }
 
     #[test]

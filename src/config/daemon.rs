@@ -15,7 +15,7 @@ use super::{
     AccessLog, AcmeChallenge, AcmeConfig, ApiConfig, BuilderConfig, CertificateFiles, Config, DatabaseConfig,
     DnsConfig, DnsProvider, Expiry, RecordsTo, RouterConfig, SystemdConfig, TlsConfig, UpkeepConfig,
 };
-use super::confinement;
+use super::{cache, confinement};
 use crate::model::{HostName, ProjectName};
 
 const CLOUDFLARE: &str = "https://api.cloudflare.com/client/v4";
@@ -139,6 +139,7 @@ fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
     let memory_max_bytes = table.or("memory_max", 4 << 30, |item| item.size(256 << 20..=1 << 40));
     let tasks_max = table.or("tasks_max", 1024, |item| item.integer(64..=65_536));
     let min_free = table.maybe("min_free", |item| item.size(0..=1 << 50));
+    let cache = table.maybe("cache", cache::cache);
     Some(BuilderConfig {
         max_concurrent_builds: max_concurrent_builds?,
         max_parallel: max_parallel?,
@@ -147,6 +148,7 @@ fn builder(mut table: Table<'_, '_>) -> Option<BuilderConfig> {
         memory_max_bytes: memory_max_bytes?,
         tasks_max: tasks_max?,
         min_free: min_free?,
+        cache: cache?,
     })
 }
 

@@ -7,6 +7,7 @@
 
 pub mod project;
 
+mod cache;
 mod confinement;
 mod daemon;
 mod fault;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+pub use cache::{CacheAccess, CacheConfig};
 pub use confinement::LimitsConfig;
 pub use fault::{Fault, Faults};
 pub use pattern::{BranchPattern, HostPattern};
@@ -148,6 +150,8 @@ pub struct BuilderConfig {
     /// How many bytes must be free, beside the state directory and beside the Nix store, before a build starts; `0`
     /// never waits. Default: 2 GB, or a tenth of the file system where that is less.
     pub min_free: Option<u64>,
+    /// Where what was built is copied to, if anywhere.
+    pub cache: Option<CacheConfig>,
 }
 
 /// `[upkeep]`.

@@ -78,14 +78,11 @@ pub fn parse(text: &str) -> Result<Manifest, Faults> {
     Document::read(text, manifest)
 }
 
-/// What a manifest asks for that this version of kennel accepts and does not yet act on.
+/// What a manifest asks for that needs the operator as well.
 #[must_use]
 pub fn notices(manifest: &Manifest) -> Vec<String> {
-    let mut notices = Vec::new();
-    if manifest.cachix.is_some() {
-        notices.push("`cachix` is checked, but this version of kennel does not push to it yet".to_owned());
-    }
-    notices
+    let cachix = "`cachix` is pushed to where the daemon's file has a `cachix_token_file` for the project";
+    manifest.cachix.iter().map(|_| cachix.to_owned()).collect()
 }
 
 /// Nix's name for the kind of machine this is, such as `x86_64-linux`.

@@ -48,6 +48,8 @@ pub struct ProjectConfig {
     /// What its services may ask for in `sandbox.allow` of their kennel.toml. Default: `proc`, `netlink` and
     /// `resources`, with which nobody can do harm.
     pub sandbox_allow: BTreeSet<OptOut>,
+    /// The file of the token with which what it builds is pushed to the Cachix cache its kennel.toml names, if it may be.
+    pub cachix_token_file: Option<PathBuf>,
     /// The files of its secrets, by name, for each environment that has any.
     pub secrets: Vec<(Environment, BTreeMap<String, PathBuf>)>,
 }
@@ -173,6 +175,7 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
     let expire_after = table.maybe("expire_after", expiry);
     let limits = table.section("limits").and_then(confinement::operators);
     let sandbox_allow = table.or("sandbox_allow", OptOut::HARMLESS.into(), confinement::opt_outs);
+    let cachix_token_file = table.maybe("cachix_token_file", Item::path);
     let secrets = table.or("secrets", Vec::new(), secrets);
     Some(ProjectConfig {
         name: name?,
@@ -190,6 +193,7 @@ fn project(name: &str, item: Item<'_, '_>, base_domain: Option<&HostName>) -> Op
         expire_after: expire_after?,
         limits: limits?,
         sandbox_allow: sandbox_allow?,
+        cachix_token_file: cachix_token_file?,
         secrets: secrets?,
     })
 }

@@ -18,6 +18,7 @@ use tracing::{error, info};
 
 use crate::api::{self, Api};
 use crate::builder::{self, Builder};
+use crate::caches::Caches;
 use crate::certificates::{self, Keeper};
 use crate::config::{self, Config};
 use crate::crash::{self, Point};
@@ -60,6 +61,7 @@ pub struct Running {
     deployer: Bell,
     certificates: Bell,
     records: Bell,
+    caches: Bell,
     /// Where the router listens.
     pub router_addr: SocketAddr,
     /// Where it listens for HTTPS, if anywhere.
@@ -95,7 +97,7 @@ impl Running {
         crash::point(Point::StartOpened);
 
         let (builder_bell, deployer_bell, ended) = (Bell::default(), Bell::default(), Bell::default());
-        let (certificates_bell, records_bell) = (Bell::default(), Bell::default());
+        let (certificates_bell, records_bell, caches_bell) = (Bell::default(), Bell::default(), Bell::default());
         let run = RunId::fresh();
         let shared: config::Shared = Arc::new(ArcSwap::from_pointee(config));
         let now = shared.load_full();
@@ -170,6 +172,7 @@ impl Running {
             bell: builder_bell.clone(),
             deployer: deployer_bell.clone(),
             ended,
+            caches: caches_bell.clone(),
         };
 
         handle.reload().await.context("cannot build the first route table")?;
@@ -241,6 +244,7 @@ impl Running {
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
         loops.spawn(monitor.run(intake.clone()));
+        loops.spawn(Caches::new(store.clone(), shared.clone(), caches_bell.clone()).run(intake.clone()));
         info!("kennel serves visitors on {router_addr} and operators on {api_addr}");
         Ok(Self {
             store,
@@ -250,6 +254,7 @@ impl Running {
             deployer: deployer_bell,
             certificates: certificates_bell,
             records: records_bell,
+            caches: caches_bell,
             router_addr,
             https_addr,
             api_addr,
@@ -300,6 +305,7 @@ impl Running {
         note_projects(&self.store, &config).await?;
         // The operator may have mended what they failed for.
         self.store.retry_certificates().await?;
+        self.store.retry_pushes().await?;
         crash::point(Point::ReloadNoted);
         self.secrets.store(Arc::new(secrets));
         self.config.store(Arc::new(config));
@@ -307,6 +313,7 @@ impl Running {
         self.builder.ring();
         self.certificates.ring();
         self.records.ring();
+        self.caches.ring();
         crash::point(Point::ReloadDone);
         Ok(())
     }

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** nothing here reads or writes the database.
 
+pub mod cache;
 pub mod closure;
 pub mod disk;
 pub(crate) mod files;

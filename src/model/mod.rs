@@ -3,6 +3,7 @@
 //! **Invariant:** nothing here touches a file, a clock, a socket or the database.
 
 pub mod build;
+pub mod cache;
 pub mod confinement;
 pub mod database;
 pub mod deployment;
@@ -11,6 +12,7 @@ pub mod route;
 pub mod settings;
 
 pub use build::{ArtifactState, BuildEvent, BuildState, Environment, RootReason};
+pub use cache::Cache;
 pub use database::DatabaseState;
 pub use deployment::{DeploymentEvent, DeploymentState, Ending, Step};
 pub use names::{

@@ -4,7 +4,7 @@ use sqlx::{Sqlite, Transaction};
 
 use super::deliveries::close_branch_if_empty;
 use super::targets::{ask_teardown_of_unnamed, ensure_target};
-use super::{RunId, Store, StoreError, during, now};
+use super::{RunId, Store, StoreError, during, now, pushes};
 use crate::crash::{self, Point};
 use crate::model::settings::Manifest;
 use crate::model::{
@@ -273,6 +273,7 @@ impl Store {
         {
             insert_deployments(&mut tx, build, base_domain).await?;
             ask_teardown_of_unnamed(&mut tx, build, manifest).await?;
+            pushes::insert(&mut tx, build.id, manifest).await?;
         }
         let at = now();
         sqlx::query!(

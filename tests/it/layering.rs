@@ -24,6 +24,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("api", 4),
     ("monitor", 4),
     ("certificates", 4),
+    ("caches", 4),
     ("reconciler", 5),
     ("daemon", 6),
     ("service", 7),
@@ -44,6 +45,8 @@ const NARROWER: &[(&str, &[&str])] = &[
     ("certificates", &["chance", "model", "config", "wake", "telemetry", "store", "host", "dns", "router"]),
     // The zone is the provider's: rows say what is wanted there, and nothing is done to the machine.
     ("dns", &["chance", "model", "config", "wake", "telemetry", "store"]),
+    // Caches get what rows name; builds do not wait for them.
+    ("caches", &["model", "config", "wake", "telemetry", "store", "host"]),
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.

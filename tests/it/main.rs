@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod builder;
+mod caches;
 mod cli;
 mod deploy;
 mod floods;

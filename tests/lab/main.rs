@@ -13,6 +13,7 @@ mod invariants;
 
 mod bad_input;
 mod bench;
+mod caches;
 mod cancel;
 mod certificates;
 mod confinement;

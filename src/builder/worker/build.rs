@@ -34,7 +34,7 @@ pub(super) async fn run_with(dirs: Dirs, job: BuildJob, nix: Nix) -> anyhow::Res
         }
     };
     let room = Arc::new(Semaphore::new(job.max_parallel.max(1)));
-    let whole = Arc::new(Build { dirs, job, nix, cachix: manifest.cachix.clone() });
+    let whole = Arc::new(Build { dirs, job, nix });
     let mut running = JoinSet::new();
     for (name, settings) in &manifest.targets {
         let (whole, room, name, settings) = (whole.clone(), room.clone(), name.clone(), settings.clone());
@@ -60,7 +60,6 @@ struct Build {
     dirs: Dirs,
     job: BuildJob,
     nix: Nix,
-    cachix: Option<String>,
 }
 
 impl Build {
@@ -76,9 +75,6 @@ impl Build {
         let mut log = LogFile::open(&path, u64::MAX)?;
         match outcome {
             Ok(program) => {
-                if let Some(cache) = &self.cachix {
-                    log.say(&format!("Not pushed to `{cache}`: this version does not push to Cachix"))?;
-                }
                 log.say(&format!("Built in {nix_ms} ms"))?;
                 Ok(TargetReport::Built { program, nix_ms })
             }

@@ -46,6 +46,25 @@ fn the_daemons_file_of_the_design_is_read_whole() {
     assert!(!project.may_claim(&"example.net".parse().unwrap()));
 }
 
+#[rstest]
+#[case("to = \"file:///srv/cache\"", "")]
+#[case("to = \"s3://cache?region=eu-central-1\"\ncredentials_file = \"/s\"\nsigning_key_file = \"/k\"", "")]
+#[case("to = \"ssh-ng://nix@h\"\ncredentials_file = \"/s\"\nknown_hosts_file = \"/h\"", "")]
+#[case("signing_key_file = \"/k\"", "builder.cache.to: is missing")]
+#[case("to = \"/srv/cache\"", "is not the URL of a store")]
+#[case("to = \"daemon\"", "is not the URL of a store")]
+#[case("to = \"https://me:hush@h/c\"", "builder.cache.to: holds a password")]
+#[case("to = \"s3://c?secret-key=/k\"", "hint: name it with `signing_key_file`")]
+#[case("to = \"file:///c\"\ncredentials_file = \"/s\"", "is of no use to a `file` store")]
+#[case("to = \"ssh-ng://h\"\ncredentials_file = \"/s\"", "builder.cache.known_hosts_file: is missing")]
+fn a_cache_is_a_store_and_its_secrets_are_files(#[case] lines: &str, #[case] fault: &str) {
+    let text = format!("base_domain = \"a.b\"\n[builder.cache]\n{lines}\n");
+    let faults = parse(&text).map_or_else(|faults| faults.to_string(), |_| String::new());
+    let faults = faults.replace('`', "");
+    assert!(faults.contains(&fault.replace('`', "")) && faults.is_empty() == fault.is_empty(), "{faults}");
+    assert!(!faults.contains("hush"), "{faults}");
+}
+
 #[test]
 fn a_project_has_its_own_limits_or_everybodys_and_opt_outs_as_the_operator_says() {
     let config = parse(DAEMON).unwrap();
@@ -383,7 +402,7 @@ fn what_this_version_does_not_act_on_is_said() {
     );
     assert_eq!(parse(&format!("{dns}\nrecords = []")).unwrap().notices(), Vec::<String>::new());
     insta::assert_snapshot!(project::notices(&project::parse(MANIFEST).unwrap()).join("\n"), @r#"
-    `cachix` is checked, but this version of kennel does not push to it yet
+    `cachix` is pushed to where the daemon's file has a `cachix_token_file` for the project
     "#);
 }
 

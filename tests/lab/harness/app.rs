@@ -27,6 +27,7 @@ pub(crate) struct App {
     services: Vec<Service>,
     sites: Vec<Site>,
     extra: Files,
+    manifest_end: String,
 }
 
 /// One service of a repository.
@@ -86,6 +87,12 @@ impl App {
         self
     }
 
+    /// More sections of kennel.toml.
+    pub(crate) fn manifest_end(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.manifest_end);
+        self
+    }
+
     /// One more file, in the place of what would be there otherwise.
     pub(crate) fn file(mut self, path: &str, content: impl Into<Vec<u8>>) -> Self {
         self.extra.insert(path.to_owned(), Entry::File(content.into()));
@@ -142,7 +149,7 @@ impl App {
         for site in &self.sites {
             let _ = writeln!(text, "[static_sites.{}]\n{}", site.name, site.settings.join("\n"));
         }
-        text
+        text + &self.manifest_end
     }
 
     fn flake(&self) -> String {
