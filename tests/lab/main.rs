@@ -38,6 +38,7 @@ mod power_off;
 mod private_repos;
 mod pulls;
 mod pushes;
+mod remote_builders;
 mod restart;
 mod secrets;
 mod sites;

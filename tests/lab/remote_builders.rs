@@ -1,0 +1,95 @@
+//! Machines that Nix builds on build for kennel as well, since Nix's daemon asks them.
+//!
+//! The other machine is this one once more, by its own ssh server and a store of its own: what is built there has to
+//! come back over ssh.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::harness::{App, Lab, Service, api, app, machine, until};
+
+const KEYS: &str = "/srv/builder-keys";
+const STORE: &str = "/srv/other-machine";
+const SSH_CONFIG: &str = "/etc/ssh/ssh_config.d/other-machine.conf";
+/// Where NixOS writes `nix.buildMachines`, and Nix looks unless `builders` says otherwise.
+const MACHINES: &str = "/etc/nix/machines";
+const PORT: u16 = 2223;
+
+/// An ssh server that lets the Nix daemon in, under the name `other-machine`.
+async fn other_machine() -> Child {
+    let _ = machine::run("rm", &["-rf", KEYS]).await;
+    fs::create_dir_all(KEYS).unwrap();
+    for name in ["host", "user"] {
+        let path = format!("{KEYS}/{name}");
+        machine::ok("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", &path]).await;
+    }
+    let host_key = fs::read_to_string(format!("{KEYS}/host.pub")).unwrap();
+    fs::write(format!("{KEYS}/known"), format!("[127.0.0.1]:{PORT} {host_key}")).unwrap();
+    let config = format!(
+        "Port {PORT}\nListenAddress 127.0.0.1\nHostKey {KEYS}/host\nAuthorizedKeysFile {KEYS}/user.pub\nAllowUsers root\n\
+         PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\n"
+    );
+    fs::write(format!("{KEYS}/sshd_config"), config).unwrap();
+    let client = format!(
+        "Host other-machine\n  HostName 127.0.0.1\n  Port {PORT}\n  User root\n  IdentityFile {KEYS}/user\n  \
+         UserKnownHostsFile {KEYS}/known\n  BatchMode yes\n"
+    );
+    fs::create_dir_all(Path::new(SSH_CONFIG).parent().unwrap()).unwrap();
+    fs::write(SSH_CONFIG, client).unwrap();
+    fs::create_dir_all("/run/sshd").unwrap();
+    let server = Command::new("/usr/sbin/sshd")
+        .args(["-D", "-f", &format!("{KEYS}/sshd_config")])
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the machine has an ssh server");
+    until("the ssh server listens", Duration::from_secs(5), async || {
+        TcpStream::connect(("127.0.0.1", PORT)).await.ok()
+    })
+    .await;
+    machine::ok("ssh", &["other-machine", "true"]).await;
+    server
+}
+
+/// What a store says of a path.
+async fn info(store: &str, path: &str) -> Value {
+    let said = machine::ok("nix", &["path-info", "--json", "--store", store, path]).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    said[path].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_runs_on_the_machine_that_nix_names() {
+    let lab = Lab::hello().await;
+    let _server = other_machine().await;
+    // Ten times as fast, so that it is never this machine's turn.
+    let system = app::system();
+    let line = format!("ssh-ng://other-machine?remote-store=local%3Froot%3D{STORE} {system} - 4 10\n");
+    fs::write(MACHINES, line).unwrap();
+
+    // The package itself is put together here; what is run for it is what other machines are for.
+    let service = Service::new("api", "from afar").builds_by("echo from afar");
+    let live = lab.deploy_api("hello", "main", &App::default().with(service)).await;
+    assert_eq!(lab.version(&live.host).await, "from afar");
+    let detail: Value = api::get(&format!("/builds/{}", live.build)).await;
+    let package = detail["artifacts"][0]["store_path"].as_str().expect("it was built").to_owned();
+    let references = machine::ok("nix-store", &["--query", "--references", &package]).await;
+    let path = references.lines().find(|path| path.ends_with("-api-check")).expect("it refers to what was run");
+    let (there, here) = (info(&format!("local?root={STORE}"), path).await, info("local", path).await);
+    println!("there: {there:#}\nhere: {here:#}");
+    // Nix calls "ultimate" what a store has built itself.
+    assert_eq!(there["ultimate"], true, "it was built there");
+    assert_ne!(here["ultimate"], true, "and copied here");
+    let log: String = api::ask(http::Method::GET, &format!("/builds/{}/logs/api", live.build)).await.text();
+    assert!(log.contains("from afar"), "what is said there is in the log here: {log}");
+
+    lab.finish().await;
+    for path in [MACHINES, SSH_CONFIG] {
+        fs::remove_file(path).unwrap();
+    }
+    machine::ok("sh", &["-c", &format!("chmod -R u+w {STORE} && rm -r {STORE} {KEYS}")]).await;
+}
