@@ -150,11 +150,12 @@ impl Certificates {
             }
         }
         // A name of its own comes first, but not over a wildcard that is still valid.
-        let over = |(name, known): &(&Box<str>, &Arc<Certificate>)| {
+        let is_over = |name: &str, known: &Certificate| {
             let wildcard = name.find('.').filter(|dot| *dot > 0).and_then(|dot| by_name.get(&name[dot..]));
             !is_valid(known) && wildcard.is_some_and(|wildcard| is_valid(wildcard))
         };
-        let over: Vec<Box<str>> = by_name.iter().filter(over).map(|(name, _)| name.clone()).collect();
+        let over = by_name.iter().filter(|(name, known)| is_over(name, known)).map(|(name, _)| name.clone());
+        let over: Vec<Box<str>> = over.collect();
         over.iter().for_each(|name| drop(by_name.remove(name)));
         Self { by_name }
     }
