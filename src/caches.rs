@@ -55,10 +55,14 @@ impl Caches {
                 pushed = self.run_once() => pushed,
                 () = shutdown.cancelled() => return,
             };
-            if let Err(err) = pushed {
-                error!(error = %chain(&*err), "Could not look after pushes to binary caches");
-            }
-            let due = self.store.next_push().await.ok().flatten().unwrap_or(TICK).max(Duration::from_millis(100));
+            let due = match pushed {
+                Ok(()) => self.store.next_push().await.ok().flatten().unwrap_or(TICK),
+                Err(err) => {
+                    // Not at once: what could not be written down would be pushed over and over.
+                    error!(error = %chain(&*err), "Could not look after pushes to binary caches");
+                    TICK
+                }
+            };
             tokio::select! {
                 () = self.bell.rung() => {}
                 () = tokio::time::sleep(due.min(TICK)) => {}

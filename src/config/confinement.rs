@@ -59,16 +59,13 @@ fn percent(item: Item<'_, '_>) -> Option<u64> {
 /// The operator's ceilings and defaults.
 pub(super) fn operators(mut table: Table<'_, '_>) -> Option<LimitsConfig> {
     let max = limits(&mut table);
-    let default = table.section("default").and_then(|mut table| limits(&mut table));
-    if let (Some(max), Some(default)) = (&max, &default) {
-        for (key, asked, most) in default.above(max) {
-            table.fault(
-                &format!("default.{key}"),
-                format!("is {asked}, more than the {most} that `{key}` allows"),
-                None,
-            );
+    let default = table.section("default").and_then(|mut table| {
+        let default = limits(&mut table)?;
+        for (key, asked, most) in default.above(&max.unwrap_or_default()) {
+            table.fault(key, format!("is {asked}, more than the {most} that services may ask for"), None);
         }
-    }
+        Some(default)
+    });
     Some(LimitsConfig { max: max?, default: default? })
 }
 

@@ -54,7 +54,7 @@ fn the_daemons_file_of_the_design_is_read_whole() {
 #[case("to = \"/srv/cache\"", "is not the URL of a store")]
 #[case("to = \"daemon\"", "is not the URL of a store")]
 #[case("to = \"https://me:hush@h/c\"", "builder.cache.to: holds a password")]
-#[case("to = \"s3://c?secret-key=/k\"", "hint: name it with `signing_key_file`")]
+#[case("to = \"s3://c?secret-key=/k\"", "names a key by secret-key; name it with signing_key_file")]
 #[case("to = \"file:///c\"\ncredentials_file = \"/s\"", "is of no use to a `file` store")]
 #[case("to = \"ssh-ng://h\"\ncredentials_file = \"/s\"", "builder.cache.known_hosts_file: is missing")]
 fn a_cache_is_a_store_and_its_secrets_are_files(#[case] lines: &str, #[case] fault: &str) {
@@ -85,9 +85,9 @@ fn a_project_has_its_own_limits_or_everybodys_and_opt_outs_as_the_operator_says(
          limits = { memory_max = \"1G\", default = { memory_max = \"2G\" }, cpu = 3 }",
     );
     for fault in [
-        "projects.p.sandbox_allow[0]: \"everything\" is not one of `proc`",
-        "projects.p.limits.default.memory_max: is 2G, more than the 1G that `memory_max` allows",
-        "projects.p.limits.cpu: unknown key",
+        "`projects.p.sandbox_allow[0]`: \"everything\" is not one of `proc`",
+        "`projects.p.limits.default.memory_max`: is 2G, more than the 1G that services may ask for",
+        "`projects.p.limits.cpu`: unknown key",
     ] {
         assert!(faults.contains(fault), "{faults}");
     }
@@ -178,7 +178,7 @@ KEY = "hunter2"
     insta::assert_snapshot!(faults, @r#"
     line 1: `base_domain`: host name "Example.com" may hold only `a` to `z`, `0` to `9`, `-` and `.`
     line 2: `state_dir`: is not an absolute path: it does not begin with `/`
-    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `systemd`, `projects`, `valkey`, `postgres`, `tls`, `acme`, `dns`
+    line 3: `colour`: unknown key; known here: `base_domain`, `control_domain`, `state_dir`, `prune_projects`, `api`, `router`, `builder`, `upkeep`, `limits`, `systemd`, `projects`, `valkey`, `postgres`, `tls`, `acme`, `dns`
     line 6: `router.htpps`: unknown key; did you mean `https`?
     line 9: `builder.timeout`: "1 hour" is not a time; write it like "1h", "30m" or "90s"
     line 10: `builder.max_concurrent_builds`: 0 is not between 1 and 64

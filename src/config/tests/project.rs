@@ -60,15 +60,15 @@ fn the_kennel_toml_of_the_design_is_read_whole() {
 
 #[rstest]
 #[case("memory_max = \"512M\"", "")]
-#[case("memory_max = \"8M\"", "services.api.memory_max: \"8M\" is not between 16M and 1048576M")]
+#[case("memory_max = \"8M\"", "`services.api.memory_max`: \"8M\" is not between 16M and 1048576M")]
 #[case("cpu_quota = 50", "")]
-#[case("cpu_quota = \"0%\"", "services.api.cpu_quota: \"0%\" is not a share of a processor between 1% and 102400%")]
-#[case("cpu_quota = \"half\"", "hint: write it like \"50%\", or \"200%\" for two processors")]
-#[case("tasks_max = 1", "services.api.tasks_max: 1 is not between 4 and 1048576")]
+#[case("cpu_quota = \"0%\"", "`services.api.cpu_quota`: \"0%\" is not a share of a processor between 1% and 102400%")]
+#[case("cpu_quota = \"half\"", "; write it like \"50%\", or \"200%\" for two processors")]
+#[case("tasks_max = 1", "`services.api.tasks_max`: 1 is not between 4 and 1048576")]
 #[case("sandbox.allow = []", "")]
-#[case("sandbox.allow = [\"network_raw\"]", "hint: did you mean \"network-raw\"?")]
-#[case("sandbox.allow = [\"jit\"]", "hint: every service may make memory executable")]
-#[case("sandbox.alow = []", "services.api.sandbox.alow: unknown key")]
+#[case("sandbox.allow = [\"network_raw\"]", "; did you mean \"network-raw\"?")]
+#[case("sandbox.allow = [\"jit\"]", "; every service may make memory executable")]
+#[case("sandbox.alow = []", "`services.api.sandbox.alow`: unknown key")]
 fn limits_and_opt_outs_are_checked(#[case] line: &str, #[case] fault: &str) {
     let faults = service_faults(line);
     assert!(faults.contains(fault) && faults.is_empty() == fault.is_empty(), "{faults}");
@@ -119,7 +119,7 @@ cache_name = "https://my-cache.cachix.org"
     .unwrap_err();
     insta::assert_snapshot!(faults, @r#"
     line 1: `services.Api`: is not a name: it may hold only `a` to `z`, `0` to `9` and `-`; rename it, such as `my-api`
-    line 2: `services.Api.port`: unknown key; known here: `flake_output`, `custom_domain`, `health_check`, `health_check_timeout_secs`, `drain_secs`, `preview_database`, `env`, `secrets`
+    line 2: `services.Api.port`: unknown key; known here: `flake_output`, `custom_domain`, `health_check`, `health_check_timeout_secs`, `drain_secs`, `preview_database`, `memory_max`, `cpu_quota`, `tasks_max`, `sandbox`, `env`, `secrets`
     line 5: `services.web.helth_check`: unknown key; did you mean `health_check`?
     line 6: `services.web.health_check_timeout_secs`: 601 is not between 1 and 600
     line 7: `services.web.drain_secs`: must be a whole number, not a string
