@@ -9,12 +9,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Visitor};
+use super::connection::{self, Io, Visitor};
 use super::generation::Generation;
 use super::metrics::Connected;
 use super::origin::Origin;
 use super::watch::Watch;
-use super::{Shared, proxied};
+use super::{Shared, http2, proxied, tls};
 use crate::places::{Place, Source};
 
 /// How long to wait for a descriptor or memory to become free.
@@ -130,7 +130,12 @@ impl Door<'_> {
                 tasks.spawn(arrival.announced(stream, self.scheme));
             }
             Scheme::Http => {
-                tasks.spawn(arrival.plain(stream));
+                // Programs on this machine may know beforehand that HTTP/2 is spoken (RFC 9113, section 3.3).
+                if peer.ip().to_canonical().is_loopback() {
+                    tasks.spawn(arrival.local(stream));
+                } else {
+                    tasks.spawn(arrival.plain(stream));
+                }
             }
             Scheme::Https => {
                 tasks.spawn(arrival.secured(stream));
@@ -161,6 +166,11 @@ impl Arrival {
         connection::serve(Arc::clone(&self.shared), stream, Arc::new(self.visitor("http")))
     }
 
+    /// Serves it as plain HTTP, of either version.
+    fn local(self, stream: TcpStream) -> impl Future<Output = ()> {
+        connection::serve_either(Arc::clone(&self.shared), stream, Arc::new(self.visitor("http")))
+    }
+
     /// Serves it as HTTP within TLS.
     async fn secured(self, stream: TcpStream) {
         let greeting = self.shared.tls.greet(stream);
@@ -172,7 +182,14 @@ impl Arrival {
             // A handshake that fails is the visitor's affair: he is told why by an alert.
             failed => return self.shared.tls.note_failure(failed.and_then(Result::err).as_ref()),
         };
-        connection::serve(Arc::clone(&self.shared), stream, Arc::new(self.visitor("https").secured(secured))).await;
+        let (shared, http2) = (Arc::clone(&self.shared), stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2));
+        let visitor = Arc::new(self.visitor("https").secured(secured));
+        if http2 {
+            let io = Io::new(stream, Arc::clone(&visitor), shared.timeouts.idle);
+            http2::serve(shared, io, visitor).await;
+        } else {
+            connection::serve(shared, stream, visitor).await;
+        }
     }
 
     /// Serves it as that of the visitor whom the proxy that opened it names first.

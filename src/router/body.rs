@@ -71,6 +71,16 @@ impl Body {
         Kind::Control(body).into()
     }
 
+    /// The same, of which no more than `room` bytes are read at once.
+    pub(super) fn read_at_most(mut self, room: usize) -> Self {
+        match &mut self.kind {
+            Kind::Upstream(body) => body.answer.read_at_most(room),
+            Kind::File(body) => body.read_at_most(room),
+            Kind::Empty | Kind::Full(_) | Kind::Control(_) => {}
+        }
+        self
+    }
+
     /// The same, holding the visitor's turn and counted.
     pub(super) fn during(self, turn: Turn, tally: Tally) -> Self {
         Self { turn: Some((turn, tally)), ..self }

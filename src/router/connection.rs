@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::FutureExt as _;
@@ -25,7 +26,7 @@ use super::origin::Origin;
 use super::patience::Patience;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
-use super::{Shared, dispatch};
+use super::{Shared, dispatch, http2};
 use crate::places::{Place, Source};
 
 /// The most that is read of a request before buffers are made for it.
@@ -39,12 +40,12 @@ pub(super) struct Visitor {
     /// His address.
     pub(super) peer: SocketAddr,
     /// What services are told of him.
-    pub(super) origin: Origin,
+    pub(super) origin: Arc<Origin>,
     /// Which of the router's threads serves him.
     pub(super) lane: usize,
     /// His connection's TLS, if he came by that.
-    pub(super) secured: Option<Secured>,
-    /// His connection's task.
+    pub(super) secured: Option<Arc<Secured>>,
+    /// His connection's task; with HTTP/2, the one of a request.
     pub(super) watch: Watch,
     /// Those his connection ends with.
     pub(super) generation: Arc<Generation>,
@@ -56,8 +57,16 @@ pub(super) struct Visitor {
     heard: AtomicBool,
     /// Whether he takes nothing of an answer at the moment.
     stalled: AtomicBool,
+    held: Held,
+}
+
+/// What a connection takes of what there is.
+#[derive(Debug)]
+enum Held {
     /// One of the places there are for connections, one of those that an address may have, and its count.
-    places: (OwnedSemaphorePermit, Place, Connected),
+    Places((OwnedSemaphorePermit, Place, Connected)),
+    /// Nothing of its own: one of several requests at a time of the connection whose turn this is.
+    Turn(Turn),
 }
 
 impl Visitor {
@@ -72,7 +81,7 @@ impl Visitor {
     ) -> Self {
         Self {
             peer,
-            origin,
+            origin: Arc::new(origin),
             lane,
             secured: None,
             watch,
@@ -81,27 +90,74 @@ impl Visitor {
             since_ms: AtomicU64::new(Moment::now().as_ms()),
             heard: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
-            places,
+            held: Held::Places(places),
         }
     }
 
     /// The same, by TLS.
     pub(super) fn secured(self, secured: Secured) -> Self {
-        Self { secured: Some(secured), ..self }
+        Self { secured: Some(Arc::new(secured)), ..self }
+    }
+
+    /// The same visitor, as far as one of several requests at a time on his connection is concerned.
+    pub(super) fn in_stream(self: &Arc<Self>, watch: Watch) -> Self {
+        Self {
+            peer: self.peer,
+            origin: Arc::clone(&self.origin),
+            lane: self.lane,
+            secured: self.secured.clone(),
+            watch,
+            generation: Arc::clone(&self.generation),
+            turns: AtomicU32::new(0),
+            since_ms: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            held: Held::Turn(Turn::begin(self)),
+        }
+    }
+
+    /// Whether this is about one of several requests at a time.
+    pub(super) fn is_in_stream(&self) -> bool {
+        matches!(self.held, Held::Turn(_))
+    }
+
+    /// Requests of his that have begun and whose answers are not over.
+    pub(super) fn turns(&self) -> u32 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// He has been offered part of an answer.
+    pub(super) fn note_offered(&self) {
+        self.wait_anew();
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// He has taken what he was offered.
+    pub(super) fn note_taken(&self) {
+        self.stalled.store(false, Ordering::Relaxed);
+    }
+
+    /// Since when he has taken nothing of what he was offered.
+    pub(super) fn offered_since(&self) -> Option<Moment> {
+        self.stalled.load(Ordering::Relaxed).then(|| Moment::from_ms(self.since_ms.load(Ordering::Relaxed)))
     }
 
     /// Whether the operator trusts what he says of others.
     pub(super) fn is_proxy(&self) -> bool {
-        self.places.1.source() == Source::Proxy
+        match &self.held {
+            Held::Places((_, place, _)) => place.source() == Source::Proxy,
+            Held::Turn(turn) => turn.0.is_proxy(),
+        }
     }
 
     /// Since when the next request's head is waited for; `None` while an answer is on its way.
-    fn waits_since(&self) -> Option<Moment> {
+    pub(super) fn waits_since(&self) -> Option<Moment> {
         let busy = self.turns.load(Ordering::Relaxed) > 0 || self.stalled.load(Ordering::Relaxed);
         (!busy).then(|| Moment::from_ms(self.since_ms.load(Ordering::Relaxed)))
     }
 
-    fn wait_anew(&self) {
+    /// The next request's head is waited for from now on.
+    pub(super) fn wait_anew(&self) {
         self.since_ms.store(Moment::now().as_ms(), Ordering::Relaxed);
     }
 }
@@ -126,8 +182,39 @@ impl Drop for Turn {
     }
 }
 
+/// Serves a connection, which may speak HTTP/2 without having said so, until it ends.
+pub(super) async fn serve_either<S>(shared: Arc<Shared>, stream: S, visitor: Arc<Visitor>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut io = Io::new(stream, Arc::clone(&visitor), shared.timeouts.idle);
+    if !park(&shared, &mut io).await {
+        return;
+    }
+    while io.first.len() < http2::PREFACE.len() && http2::PREFACE.starts_with(&io.first) {
+        let begun = std::mem::take(&mut io.first);
+        if !park(&shared, &mut io).await {
+            return;
+        }
+        io.first = [begun, std::mem::take(&mut io.first)].concat().into();
+    }
+    if io.first.starts_with(http2::PREFACE) {
+        http2::serve(shared, io, visitor).await;
+    } else {
+        serve_http1(shared, io, visitor).await;
+    }
+}
+
 /// Serves a connection until it ends.
 pub(super) async fn serve<S>(shared: Arc<Shared>, stream: S, visitor: Arc<Visitor>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let io = Io::new(stream, Arc::clone(&visitor), shared.timeouts.idle);
+    serve_http1(shared, io, visitor).await;
+}
+
+async fn serve_http1<S>(shared: Arc<Shared>, mut io: Io<S>, visitor: Arc<Visitor>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -140,12 +227,6 @@ where
         .max_header_size(limits.head_bytes)
         // hyper panics below 8 KiB.
         .max_buf_size(limits.head_bytes.max(8192));
-    let mut io = Io {
-        stream,
-        first: Bytes::new(),
-        visitor: Arc::clone(&visitor),
-        patience: Patience::new(shared.timeouts.idle),
-    };
     loop {
         let service = service_fn(|request| dispatch::answer(&shared, &visitor, request).map(Ok::<_, Infallible>));
         // In a box, so that nothing of it is left once it is parked.
@@ -241,7 +322,7 @@ async fn park<S: AsyncRead + Unpin>(shared: &Shared, io: &mut Io<S>) -> bool {
 
 /// A stream that fails when the other side takes nothing for too long, and says what comes and goes.
 #[derive(Debug)]
-struct Io<S> {
+pub(super) struct Io<S> {
     stream: S,
     /// What was read of it before.
     first: Bytes,
@@ -251,6 +332,11 @@ struct Io<S> {
 }
 
 impl<S> Io<S> {
+    /// `stream`, of which `visitor` may take nothing for `limit`.
+    pub(super) fn new(stream: S, visitor: Arc<Visitor>, limit: Duration) -> Self {
+        Self { stream, first: Bytes::new(), visitor, patience: Patience::new(limit) }
+    }
+
     /// Notes whether he has taken something: so many bytes, if `done` is ready.
     fn watch<T>(&mut self, done: Poll<io::Result<T>>, bytes: impl FnOnce(&T) -> usize) -> Poll<io::Result<T>> {
         if let Poll::Ready(taken) = &done {

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
@@ -19,7 +20,7 @@ use tower::ServiceExt as _;
 
 use super::access_log::Line;
 use super::body::{Body, RequestBody};
-use super::connection::{Turn, Visitor};
+use super::connection::{Io, Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
 use super::generation::Stage;
 use super::metrics::Series;
@@ -46,19 +47,30 @@ enum Begun {
     Service(Option<Claim>, Box<Exchange>, Option<OnUpgrade>),
 }
 
-/// Answers one request.
-///
-/// Its head is dealt with before the future that is returned is first polled: hyper then reads on into the memory
-/// that the head was in, instead of taking new memory for every request.
+/// Answers one request of HTTP/1.1.
 pub(super) fn answer(
     shared: &Arc<Shared>,
     visitor: &Arc<Visitor>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    let (turn, begun_at) = (Turn::begin(visitor), Instant::now());
     let (mut parts, body) = request.into_parts();
-    let json = pages::prefers_json(&parts.headers);
     let host = headers::admit(&mut parts);
+    answer_admitted(shared, visitor, host, parts, body)
+}
+
+/// Answers one request, whose head is for `host` or may not pass.
+///
+/// Its head is dealt with before the future that is returned is first polled: hyper then reads on into the memory
+/// that the head was in, instead of taking new memory for every request.
+pub(super) fn answer_admitted(
+    shared: &Arc<Shared>,
+    visitor: &Arc<Visitor>,
+    host: Result<String, Problem>,
+    parts: Parts,
+    body: Incoming,
+) -> impl Future<Output = Response<Body>> + use<> {
+    let (turn, begun_at) = (Turn::begin(visitor), Instant::now());
+    let json = pages::prefers_json(&parts.headers);
     let named = visitor.is_proxy().then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
     let origin = named.as_deref().unwrap_or(&visitor.origin);
     let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
@@ -89,7 +101,10 @@ pub(super) fn answer(
             problem.page(host, json, &shared.pages)
         });
         https::mark(&shared, &visitor, &mut response);
-        if visitor.generation.stage() >= Stage::Stopping && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if visitor.generation.stage() >= Stage::Stopping
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            && !visitor.is_in_stream()
+        {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let tally = series.tally(visitor.lane, begun_at, response.status(), line);
@@ -210,7 +225,14 @@ async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, on_upgrade: OnUpgrade,
     let Ok(client) = on_upgrade.await else { return };
     let stop = CancellationToken::new();
     let (cut, idle) = (claim.cut_token(), shared.timeouts.upgraded_idle);
-    let joined = tunnel::join(TokioIo::new(client), (service, first), websocket, idle, &stop, claim);
+    let client = TokioIo::new(client);
+    let joined = if visitor.is_in_stream() {
+        // The limits of the connection are not those of what is one of many things on it.
+        let client = Io::new(client, Arc::clone(&visitor), shared.timeouts.idle);
+        Either::Left(tunnel::join(client, (service, first), websocket, idle, &stop, claim))
+    } else {
+        Either::Right(tunnel::join(client, (service, first), websocket, idle, &stop, claim))
+    };
     let mut joined = pin!(joined);
     // The visitor's limits wake this task from now on.
     let mut joined = pin!(poll_fn(|cx| {

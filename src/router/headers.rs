@@ -64,10 +64,15 @@ pub(super) fn admit(parts: &mut Parts) -> Result<String, Problem> {
     if codings.into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(Problem::CodingRefused);
     }
-    if parts.headers.get(header::EXPECT).is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if !is_allowed_expectation(&parts.headers) {
         return Err(Problem::ExpectationRefused);
     }
     Ok(host)
+}
+
+/// Whether nothing is expected but `100-continue` (RFC 9110, section 10.1.1).
+pub(super) fn is_allowed_expectation(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_none_or(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// The canonical form of a Host header's value; `None` unless it is a DNS name or an address, maybe with a port.

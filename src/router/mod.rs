@@ -15,6 +15,7 @@ mod dispatch;
 mod forward;
 mod generation;
 mod headers;
+mod http2;
 mod https;
 mod metrics;
 mod origin;

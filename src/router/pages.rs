@@ -17,6 +17,10 @@ pub(super) enum Problem {
     CodingRefused,
     /// An expectation other than `100-continue`.
     ExpectationRefused,
+    /// More headers than are taken.
+    HeadTooLarge,
+    /// Nobody here speaks the protocol that was asked for.
+    ProtocolRefused,
     /// The visitor stopped sending.
     VisitorSilent,
     /// The connection's certificate is not for the host asked for.
@@ -80,6 +84,20 @@ impl Problem {
                 "The only expectation understood here is `100-continue`.",
                 CLIENT,
                 NOTHING,
+            ),
+            Self::HeadTooLarge => words(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "Request header fields too large",
+                "The request has more headers than are taken here.",
+                CLIENT,
+                NOTHING,
+            ),
+            Self::ProtocolRefused => words(
+                StatusCode::NOT_IMPLEMENTED,
+                "Not implemented",
+                "The protocol that this connection was to become is not spoken here.",
+                CLIENT,
+                "If it is a WebSocket: the service has answered as if it had not been asked for one.",
             ),
             Self::VisitorSilent => words(
                 StatusCode::REQUEST_TIMEOUT,

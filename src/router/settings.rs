@@ -125,6 +125,8 @@ pub struct Limits {
     pub connections: usize,
     /// Of these, with one address (IPv6: one /64): 4096. More are turned away, so that there is room for others.
     pub connections_of_one: usize,
+    /// Requests at a time on one connection of HTTP/2: 100.
+    pub streams: u32,
     /// Headers of a request: 100.
     pub headers: usize,
     /// Bytes of a request's head: 64 KiB.
@@ -138,6 +140,7 @@ impl Default for Limits {
         Self {
             connections: 8192,
             connections_of_one: 4096,
+            streams: 100,
             headers: 100,
             head_bytes: 64 * 1024,
             site_memory_bytes: 64 * 1024 * 1024,

@@ -125,6 +125,13 @@ impl Answer {
         self.decoder.remaining()
     }
 
+    /// Reads no more than `room` bytes at once from now on.
+    pub(in crate::router) fn read_at_most(&mut self, room: usize) {
+        if let Some(wire) = &mut self.wire {
+            wire.read_at_most(room);
+        }
+    }
+
     /// Ready with the next piece of its body.
     pub(in crate::router) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Malformed>> {
         if self.decoder.is_over() {

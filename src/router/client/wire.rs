@@ -26,6 +26,8 @@ pub(in crate::router) struct Wire {
     pub(super) buffer: BytesMut,
     /// How much room the next reading gets, where the length is not known.
     room: usize,
+    /// The most that the next reading gets.
+    most: usize,
     /// Whether the buffer has grown beyond what a parked connection may keep.
     grown: bool,
 }
@@ -39,7 +41,7 @@ impl Wire {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: BytesMut::new(), room: SMALL, grown: false })
+        Ok(Self { stream, buffer: BytesMut::new(), room: SMALL, most: LARGE, grown: false })
     }
 
     /// The connection itself, and what has been read of it.
@@ -59,19 +61,24 @@ impl Wire {
         peek == Err(Errno::EAGAIN)
     }
 
+    /// Reads no more than `room` bytes at once, until the next exchange.
+    pub(super) fn read_at_most(&mut self, room: usize) {
+        self.most = room.clamp(SMALL, LARGE);
+    }
+
     /// Gets ready for the next exchange; a long answer's room is given back.
     pub(super) fn reset(&mut self) {
         if self.grown {
             self.buffer = BytesMut::new();
         }
-        (self.room, self.grown) = (SMALL, false);
+        (self.room, self.most, self.grown) = (SMALL, LARGE, false);
     }
 
     /// Reads more; zero at the end. `expected` is how many bytes are still wanted, if that is known.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, expected: Option<u64>) -> Poll<io::Result<usize>> {
         let room = match expected.map(usize::try_from) {
-            Some(Ok(expected)) => expected.clamp(SMALL, LARGE),
-            Some(Err(_)) => LARGE,
+            Some(Ok(expected)) => expected.clamp(SMALL, self.most),
+            Some(Err(_)) => self.most,
             None => self.room,
         };
         if self.buffer.capacity() - self.buffer.len() < room / 2 {
@@ -83,7 +90,7 @@ impl Wire {
         if let Poll::Ready(Ok(read)) = read
             && read >= self.room
         {
-            self.room = (self.room * 4).min(LARGE);
+            self.room = (self.room * 4).min(self.most);
         }
         read
     }

@@ -31,13 +31,20 @@ pub(in crate::router) struct FileBody {
     file: Arc<File>,
     at: u64,
     end: u64,
+    /// The most that is read at once.
+    chunk: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 impl FileBody {
     /// The bytes from `start` up to but not including `end`.
     pub(super) fn new(file: Arc<File>, start: u64, end: u64) -> Self {
-        Self { file, at: start, end, reading: None }
+        Self { file, at: start, end, chunk: CHUNK, reading: None }
+    }
+
+    /// Reads no more than `room` bytes at once from now on.
+    pub(in crate::router) fn read_at_most(&mut self, room: usize) {
+        self.chunk = CHUNK.min(room as u64);
     }
 }
 
@@ -52,7 +59,7 @@ impl HttpBody for FileBody {
         }
         let reading = this.reading.get_or_insert_with(|| {
             let (file, start) = (Arc::clone(&this.file), this.at);
-            let end = this.end.min(start + CHUNK);
+            let end = this.end.min(start + this.chunk);
             tokio::task::spawn_blocking(move || read(&file, start, end))
         });
         let done = ready!(Pin::new(reading).poll(cx));

@@ -3,6 +3,7 @@
 mod access_log;
 mod differential;
 mod exchanges;
+mod http2;
 mod limits;
 mod metrics;
 mod proxies;

@@ -68,7 +68,7 @@ impl Visit {
         Self(config.with_root_certificates(roots).with_no_client_auth())
     }
 
-    fn offering(mut self, protocols: &[&str]) -> Self {
+    pub(super) fn offering(mut self, protocols: &[&str]) -> Self {
         self.0.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         self
     }
@@ -78,7 +78,7 @@ impl Visit {
         self
     }
 
-    async fn try_connect(&self, doors: &Doors, host: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn try_connect(&self, doors: &Doors, host: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
         self.try_connect_behind(doors, host, b"").await
     }
 
@@ -95,7 +95,7 @@ impl Visit {
         patiently(connector.connect(ServerName::try_from(host).unwrap(), stream)).await
     }
 
-    async fn connect(&self, doors: &Doors, host: &'static str) -> Secure {
+    pub(super) async fn connect(&self, doors: &Doors, host: &'static str) -> Secure {
         Secure(self.try_connect(doors, host).await.unwrap())
     }
 
@@ -145,7 +145,7 @@ async fn both_versions_are_spoken_and_services_are_told_of_it() {
         let (doors, _, _service) = Doors::echo(RouterConfig::default()).await;
         let made = certificate(&[HOST]);
         doors.show(&[&made]);
-        let visit = Visit::speaking(&[&made], &[version]).offering(&["h2", "http/1.1"]);
+        let visit = Visit::speaking(&[&made], &[version]).offering(&["spdy/3", "http/1.1"]);
         let mut connection = visit.connect(&doors, HOST).await;
         assert_eq!(connection.0.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
         for _ in 0..3 {
@@ -166,8 +166,8 @@ async fn a_host_without_certificate_is_refused_by_an_alert_that_says_so() {
     assert_eq!(visit.alert(&doors, ELSEWHERE).await, AlertDescription::UnrecognisedName);
     let nameless = Visit(visit.0.clone()).without_name();
     assert_eq!(nameless.alert(&doors, HOST).await, AlertDescription::MissingExtension);
-    let only_h2 = Visit(visit.0.clone()).offering(&["h2"]);
-    assert_eq!(only_h2.alert(&doors, HOST).await, AlertDescription::NoApplicationProtocol);
+    let outdated = Visit(visit.0.clone()).offering(&["spdy/3"]);
+    assert_eq!(outdated.alert(&doors, HOST).await, AlertDescription::NoApplicationProtocol);
     assert_eq!(visit.connect(&doors, HOST).await.get(HOST, "/").await.status, 200);
 }
 

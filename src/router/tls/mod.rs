@@ -29,7 +29,9 @@ pub(super) use self::counts::Counts;
 use self::counts::Ended;
 
 /// What is spoken within TLS, the most wanted first (RFC 7301).
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [HTTP2, b"http/1.1"];
+/// HTTP/2's name within TLS (RFC 9113, section 3.2).
+pub(super) const HTTP2: &[u8] = b"h2";
 
 /// A fatal alert before anything is encrypted (RFC 8446, section 6): its record's head, level, and description.
 const fn alert(description: u8) -> [u8; 7] {
