@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::chance::part_of_one;
 use crate::config;
 use crate::host::services::probe::{self, ProbeFailure};
-use crate::model::{DeploymentId, Destination, HostName, Port, Route};
+use crate::model::{DeploymentId, Destination, HostName, Port, Protocol, Route};
 use crate::router::Handle;
 use crate::store::Store;
 use crate::telemetry::chain;
@@ -45,6 +45,7 @@ pub struct Monitor {
 struct Check {
     deployment: DeploymentId,
     port: Port,
+    protocol: Protocol,
     /// The name it is asked by.
     host: HostName,
     /// `None` when it is enough that it accepts a connection.
@@ -128,7 +129,7 @@ impl Monitor {
             .map(|(at, check)| async move {
                 sleep_until(at).await;
                 let answer = match &check.path {
-                    Some(path) => probe::http(check.port, path, &check.host).await,
+                    Some(path) => probe::http(check.port, check.protocol, path, &check.host).await,
                     None => probe::tcp(check.port).await,
                 };
                 (check, answer)
@@ -176,9 +177,9 @@ fn offset(spread: &RandomState, deployment: DeploymentId, round: u64, length: Du
 fn checks(routes: Vec<Route>) -> Vec<Check> {
     let (mut checks, mut seen) = (Vec::new(), HashSet::new());
     for Route { host, deployment, destination, unhealthy, .. } in routes {
-        let Destination::Service { port, health_path } = destination else { continue };
+        let Destination::Service { port, protocol, health_path } = destination else { continue };
         if seen.insert(deployment) {
-            checks.push(Check { deployment, port, host, path: health_path, unhealthy });
+            checks.push(Check { deployment, port, protocol, host, path: health_path, unhealthy });
         }
     }
     checks
@@ -194,7 +195,11 @@ mod tests {
             host: host.parse().unwrap(),
             target: TargetId(1),
             deployment: DeploymentId(deployment),
-            destination: Destination::Service { port: Port::FIRST.try_into().unwrap(), health_path: None },
+            destination: Destination::Service {
+                port: Port::FIRST.try_into().unwrap(),
+                protocol: Protocol::Http1,
+                health_path: None,
+            },
             unhealthy: false,
             project: "shop".parse().unwrap(),
             service: "api".parse().unwrap(),

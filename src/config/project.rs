@@ -16,7 +16,7 @@ use super::table::{Document, Item, Table};
 use super::variable;
 use super::words::quoted;
 use crate::model::settings::{Manifest, ServiceSettings, SiteSettings};
-use crate::model::{FlakeOutput, HealthCheck, HostName, Kind, ServiceName, Settings};
+use crate::model::{FlakeOutput, HealthCheck, HostName, Kind, Protocol, ServiceName, Settings};
 
 /// The file's name, at the top of a repository.
 pub const FILE_NAME: &str = "kennel.toml";
@@ -183,7 +183,15 @@ fn service(
     custom_domain: Option<Option<HostName>>,
 ) -> Option<ServiceSettings> {
     let secs = |range| move |item: Item<'_, '_>| item.integer(range).and_then(|secs| u32::try_from(secs).ok());
-    let health_check = table.or("health_check", HealthCheck::Http("/health".to_owned()), health_check);
+    let protocol = table.or("protocol", Protocol::Http1, |item| {
+        item.one_of(&Protocol::ALL.iter().map(|protocol| (protocol.word(), *protocol)).collect::<Vec<_>>())
+    });
+    // Services of gRPC have no paths but those of their calls.
+    let usual = match protocol {
+        Some(Protocol::H2c) => HealthCheck::Tcp,
+        Some(Protocol::Http1) | None => HealthCheck::Http("/health".to_owned()),
+    };
+    let health_check = table.or("health_check", usual, health_check);
     let health_check_timeout_secs = table.or("health_check_timeout_secs", 30, secs(1..=600));
     let drain_secs = table.or("drain_secs", 30, secs(0..=3_600));
     let preview_database = table.or("preview_database", false, Item::boolean);
@@ -193,6 +201,7 @@ fn service(
     let secrets = table.or("secrets", Vec::new(), |item| secrets(item, preview, env.as_ref()));
     Some(ServiceSettings {
         flake_output: flake_output?,
+        protocol: protocol?,
         health_check: health_check?,
         health_check_timeout_secs: health_check_timeout_secs?,
         drain_secs: drain_secs?,

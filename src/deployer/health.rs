@@ -116,7 +116,7 @@ async fn probe(
 ) -> Result<(), ProbeFailure> {
     let asking = async {
         match &service.health_check {
-            HealthCheck::Http(path) => probe::http(port, path, &deployment.target.host).await,
+            HealthCheck::Http(path) => probe::http(port, service.protocol, path, &deployment.target.host).await,
             HealthCheck::Tcp => probe::tcp(port).await,
         }
     };

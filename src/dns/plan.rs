@@ -92,7 +92,7 @@ fn excludes(kind: Kind, other: &Record) -> bool {
 mod tests {
     use super::*;
     use crate::config;
-    use crate::model::{DeploymentId, Destination, Port, TargetId};
+    use crate::model::{DeploymentId, Destination, Port, Protocol, TargetId};
 
     const OWN: &str = "kennel 1 visitors";
 
@@ -118,7 +118,11 @@ mod tests {
             host: host.parse().unwrap(),
             target: TargetId(1),
             deployment: DeploymentId(1),
-            destination: Destination::Service { port: Port::FIRST.try_into().unwrap(), health_path: None },
+            destination: Destination::Service {
+                port: Port::FIRST.try_into().unwrap(),
+                health_path: None,
+                protocol: Protocol::Http1,
+            },
             unhealthy: false,
             project: project.parse().unwrap(),
             service: "api".parse().unwrap(),

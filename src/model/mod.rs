@@ -21,7 +21,7 @@ pub use names::{
     TargetTag, UnitName, UserName, ValkeyDb,
 };
 pub use route::{Destination, Route};
-pub use settings::{HealthCheck, Kind, Settings};
+pub use settings::{HealthCheck, Kind, Protocol, Settings};
 
 /// A change of state that the rules do not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

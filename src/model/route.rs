@@ -1,6 +1,6 @@
 //! Where a hostname leads.
 
-use super::{DeploymentId, HostName, Port, ProjectName, ServiceName, StorePath, TargetId};
+use super::{DeploymentId, HostName, Port, ProjectName, Protocol, ServiceName, StorePath, TargetId};
 
 /// A hostname, and what answers there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Destination {
     Service {
         /// Where it listens on 127.0.0.1.
         port: Port,
+        /// What it speaks.
+        protocol: Protocol,
         /// The path the monitor asks for; `None` when a connection is enough.
         health_path: Option<String>,
     },

@@ -17,6 +17,19 @@ words! {
     }
 }
 
+words! {
+    /// What a service speaks, in clear text.
+    #[derive(Default)]
+    Protocol {
+        /// HTTP/1.1 (RFC 9112).
+        #[default]
+        #[serde(rename = "http/1.1")]
+        Http1 = "http/1.1",
+        /// HTTP/2, known beforehand (RFC 9113, section 3.3).
+        H2c = "h2c",
+    }
+}
+
 /// The settings of one target, as stored with its artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -32,6 +45,9 @@ pub enum Settings {
 pub struct ServiceSettings {
     /// What to build: `packages.<system>.<it>`.
     pub flake_output: FlakeOutput,
+    /// What it speaks.
+    #[serde(default, skip_serializing_if = "Protocol::is_http1")]
+    pub protocol: Protocol,
     /// How to know that it is healthy.
     pub health_check: HealthCheck,
     /// How long it may take to become healthy, in seconds.
@@ -79,6 +95,14 @@ pub struct Manifest {
     pub targets: BTreeMap<ServiceName, Settings>,
     /// The Cachix cache to push to.
     pub cachix: Option<String>,
+}
+
+impl Protocol {
+    /// Whether it is what services speak that say nothing of it.
+    #[must_use]
+    pub fn is_http1(&self) -> bool {
+        *self == Self::Http1
+    }
 }
 
 impl Settings {

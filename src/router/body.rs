@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::client::{Answer, Malformed, Piece};
 use super::connection::Turn;
+use super::h2c::AnswerBody;
 use super::metrics::Tally;
 use super::site::FileBody;
 use super::upstream::Claim;
@@ -24,7 +25,7 @@ use super::watch::{Moment, Watch};
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    /// The visitor broke off, or sent what is not HTTP.
+    /// The visitor broke off, or sent what is not HTTP; or a service that speaks HTTP/2 did.
     #[error("the message broke off")]
     Broken(#[source] hyper::Error),
     /// The service broke off, or sent what is not HTTP.
@@ -56,6 +57,7 @@ enum Kind {
     Empty,
     Full(Option<Bytes>),
     Upstream(UpstreamBody),
+    H2c(AnswerBody),
     File(FileBody),
     Control(axum::body::Body),
 }
@@ -76,7 +78,7 @@ impl Body {
         match &mut self.kind {
             Kind::Upstream(body) => body.answer.read_at_most(room),
             Kind::File(body) => body.read_at_most(room),
-            Kind::Empty | Kind::Full(_) | Kind::Control(_) => {}
+            Kind::Empty | Kind::Full(_) | Kind::H2c(_) | Kind::Control(_) => {}
         }
         self
     }
@@ -111,6 +113,12 @@ impl From<UpstreamBody> for Body {
     }
 }
 
+impl From<AnswerBody> for Body {
+    fn from(body: AnswerBody) -> Self {
+        Kind::H2c(body).into()
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -121,6 +129,7 @@ impl HttpBody for Body {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Upstream(body) => body.poll_frame(cx),
+            Kind::H2c(body) => Pin::new(body).poll_frame(cx),
             Kind::File(body) => Pin::new(body).poll_frame(cx),
             Kind::Control(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Control),
         });
@@ -135,6 +144,7 @@ impl HttpBody for Body {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Upstream(body) => body.answer.is_over(),
+            Kind::H2c(body) => body.is_end_stream(),
             Kind::File(body) => body.is_end_stream(),
             Kind::Control(body) => body.is_end_stream(),
         }
@@ -145,6 +155,7 @@ impl HttpBody for Body {
             Kind::Empty | Kind::Full(None) => SizeHint::with_exact(0),
             Kind::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Upstream(body) => body.answer.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Kind::H2c(body) => body.size_hint(),
             Kind::File(body) => body.size_hint(),
             Kind::Control(body) => body.size_hint(),
         }

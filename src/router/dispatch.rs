@@ -29,7 +29,8 @@ use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
 use super::upstream::Claim;
-use super::{FromOutside, Shared, headers, https, tunnel};
+use super::{FromOutside, Shared, h2c, headers, https, tunnel};
+use crate::model::Protocol;
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
@@ -45,6 +46,8 @@ enum Begun {
     Site(Arc<Site>, Box<Parts>),
     /// It is for a service, for which all that is needed has been written out.
     Service(Option<Claim>, Box<Exchange>, Option<OnUpgrade>),
+    /// It is for a service that speaks HTTP/2.
+    H2c(Option<Claim>, Box<h2c::Asked>),
 }
 
 /// Answers one request of HTTP/1.1.
@@ -91,6 +94,10 @@ pub(super) fn answer_admitted(
                 asking.await
             }
             Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
+            Begun::H2c(claim, asked) => {
+                let asking = Box::pin(ask_by_http2(&shared, &visitor, host, claim, *asked));
+                asking.await
+            }
             Begun::Service(claim, exchange, on_upgrade) => {
                 let asking = Box::pin(ask_service(&shared, &visitor, host, claim, exchange, on_upgrade));
                 asking.await
@@ -136,6 +143,10 @@ fn begin(
             None => Begun::Site(Arc::clone(site), Box::new(parts)),
         },
         Entry::Unhealthy => Begun::Answered(Err(Problem::Unhealthy)),
+        Entry::Service(upstream) if upstream.protocol() == Protocol::H2c => {
+            let asked = h2c::Asked::new(parts, host, origin, body, &shared.timeouts);
+            Begun::H2c(upstream.claim(), Box::new(asked))
+        }
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Box::new(Exchange::new(&parts, host, origin, body));
@@ -151,24 +162,14 @@ async fn ask_service(
     shared: &Arc<Shared>,
     visitor: &Arc<Visitor>,
     host: Option<&str>,
-    mut claim: Option<Claim>,
+    claim: Option<Claim>,
     exchange: Box<Exchange>,
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Response<Body>, Problem> {
-    for _ in 0..CLAIMS {
-        if claim.is_some() {
-            break;
-        }
-        // It was draining, so a newer table is on its way or there.
-        tokio::task::yield_now().await;
-        claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
-            None => return Err(Problem::UnknownHost),
-            Some(Entry::Site(_)) => return Err(Problem::Switching),
-            Some(Entry::Unhealthy) => return Err(Problem::Unhealthy),
-            Some(Entry::Service(upstream)) => upstream.claim(),
-        };
-    }
-    let claim = claim.ok_or(Problem::Switching)?;
+    let claim = match claim {
+        Some(claim) => claim,
+        None => claim_anew(shared, host, Protocol::Http1).await?,
+    };
     match forward::forward(claim, exchange, visitor, &shared.timeouts).await? {
         Outcome::Answer(response) => Ok(response),
         Outcome::Switch(response, switch) => {
@@ -177,6 +178,39 @@ async fn ask_service(
             Ok(response)
         }
     }
+}
+
+/// Has the service answer, by HTTP/2, that `host` leads to now; `claim` is on the one it led to at first.
+async fn ask_by_http2(
+    shared: &Shared,
+    visitor: &Visitor,
+    host: Option<&str>,
+    claim: Option<Claim>,
+    asked: h2c::Asked,
+) -> Result<Response<Body>, Problem> {
+    let claim = match claim {
+        Some(claim) => claim,
+        None => claim_anew(shared, host, Protocol::H2c).await?,
+    };
+    h2c::forward(claim, asked, visitor, &shared.timeouts).await
+}
+
+/// Claims the service that `host` leads to now, since the one it led to is draining, if that speaks `protocol` too.
+async fn claim_anew(shared: &Shared, host: Option<&str>, protocol: Protocol) -> Result<Claim, Problem> {
+    for _ in 0..CLAIMS {
+        // A newer table is on its way or there.
+        tokio::task::yield_now().await;
+        let claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
+            None => return Err(Problem::UnknownHost),
+            Some(Entry::Unhealthy) => return Err(Problem::Unhealthy),
+            Some(Entry::Service(upstream)) if upstream.protocol() == protocol => upstream.claim(),
+            Some(Entry::Site(_) | Entry::Service(_)) => return Err(Problem::Switching),
+        };
+        if let Some(claim) = claim {
+            return Ok(claim);
+        }
+    }
+    Err(Problem::Switching)
 }
 
 /// Has kennel itself answer, on the daemon's own threads: its work is not to hold up visitors of services.

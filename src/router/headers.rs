@@ -212,6 +212,30 @@ pub(super) fn clean_request(headers: &mut HeaderMap, host: &str, origin: &Origin
     headers.insert(header::HOST, host);
 }
 
+/// Leaves in a request's head what a service that speaks HTTP/2 may see, and adds what kennel knows of the visitor.
+pub(super) fn to_http2(headers: &mut HeaderMap, host: &str, origin: &Origin) {
+    let trailers = takes_trailers(headers);
+    clean_request(headers, host, origin);
+    origin.insert_rest(headers, host);
+    // It is named by the request's target.
+    headers.remove(header::HOST);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Leaves in a request's trailers what may stand there (RFC 9110, section 6.5.1).
+pub(super) fn clean_trailers(trailers: HeaderMap) -> HeaderMap {
+    let mut name = None;
+    let mut clean = HeaderMap::new();
+    for (next, value) in trailers {
+        name = next.or(name);
+        let Some(name) = name.as_ref().filter(|name| !is_dropped(name.as_str()) && !is_control(name)) else { continue };
+        clean.append(name, value);
+    }
+    clean
+}
+
 /// Leaves in an answer's head what a visitor may see.
 pub(super) fn clean_response(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {

@@ -14,6 +14,7 @@ mod connection;
 mod dispatch;
 mod forward;
 mod generation;
+mod h2c;
 mod headers;
 mod http2;
 mod https;

@@ -97,6 +97,18 @@ impl Origin {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(self.scheme));
         headers.insert(FORWARDED_PORT, HeaderValue::from(self.port));
     }
+
+    /// As headers what [`Self::insert_into`] leaves out.
+    pub(super) fn insert_rest(&self, headers: &mut HeaderMap, host: &str) {
+        let mut lines = Vec::new();
+        self.write(&mut lines, host);
+        let lines = lines.split(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
+        for (name, value) in lines.filter_map(|line| Some(line.split_at(line.windows(2).position(|at| at == b": ")?))) {
+            let name = HeaderName::from_bytes(name).expect("they are written here");
+            let value = HeaderValue::from_bytes(&value[2..]).expect("addresses and hosts are ASCII");
+            headers.insert(name, value);
+        }
+    }
 }
 
 /// Whether the operator trusts what comes from this address.

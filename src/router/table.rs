@@ -85,10 +85,10 @@ impl RouteTable {
         for route in routes {
             let entry = match &route.destination {
                 Destination::Service { .. } if route.unhealthy => Entry::Unhealthy,
-                Destination::Service { port, .. } => {
+                Destination::Service { port, protocol, .. } => {
                     let upstream = open
                         .entry((route.deployment, *port))
-                        .or_insert_with(|| Arc::new(Upstream::new(route.deployment, *port, lanes)));
+                        .or_insert_with(|| Arc::new(Upstream::new(route.deployment, *port, *protocol, lanes)));
                     Entry::Service(Arc::clone(upstream))
                 }
                 Destination::Site { root, previous, spa } => {
@@ -161,13 +161,18 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Protocol;
 
     fn route(host: &str, deployment: i64, port: u16) -> Route {
         Route {
             host: host.parse().unwrap(),
             target: TargetId(deployment),
             deployment: DeploymentId(deployment),
-            destination: Destination::Service { port: port.try_into().unwrap(), health_path: None },
+            destination: Destination::Service {
+                port: port.try_into().unwrap(),
+                protocol: Protocol::Http1,
+                health_path: None,
+            },
             unhealthy: false,
             project: "shop".parse().unwrap(),
             service: "api".parse().unwrap(),

@@ -11,8 +11,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::client::Wire;
+use super::h2c::Links;
 use super::watch::Moment;
-use crate::model::{DeploymentId, Port};
+use crate::model::{DeploymentId, Port, Protocol};
 
 /// How long a connection may idle. Node closes after 5 s, and no request may meet that.
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -32,6 +33,8 @@ pub(super) struct Upstream {
     cut: CancellationToken,
     /// For each of the router's threads, its idle connections, the most recently used last.
     idle: Box<[Mutex<VecDeque<Idle>>]>,
+    /// Connections to a service that speaks HTTP/2.
+    links: Option<Links>,
 }
 
 #[derive(Debug)]
@@ -58,13 +61,14 @@ pub(super) enum Certainty {
 
 impl Upstream {
     /// An upstream that nothing has reached yet, for so many threads.
-    pub(super) fn new(deployment: DeploymentId, port: Port, lanes: usize) -> Self {
+    pub(super) fn new(deployment: DeploymentId, port: Port, protocol: Protocol, lanes: usize) -> Self {
         Self {
             deployment,
             port,
             in_flight: TaskTracker::new(),
             cut: CancellationToken::new(),
             idle: (0..lanes).map(|_| Mutex::default()).collect(),
+            links: (protocol == Protocol::H2c).then(|| Links::new(lanes)),
         }
     }
 
@@ -76,6 +80,11 @@ impl Upstream {
     /// Where it listens on 127.0.0.1.
     pub(super) fn port(&self) -> Port {
         self.port
+    }
+
+    /// What it speaks.
+    pub(super) fn protocol(&self) -> Protocol {
+        if self.links.is_some() { Protocol::H2c } else { Protocol::Http1 }
     }
 
     /// Whether a drain has begun.
@@ -136,6 +145,7 @@ impl Upstream {
 
     fn empty(&self) {
         (0..self.idle.len()).for_each(|lane| self.idle(lane).clear());
+        self.links.iter().for_each(Links::empty);
     }
 
     fn idle(&self, lane: usize) -> MutexGuard<'_, VecDeque<Idle>> {
@@ -148,6 +158,16 @@ impl Claim {
     pub(super) fn is_cut(&self) -> bool {
         // The closed bit is an atomic of its own: most requests need not ask further.
         self.upstream.is_closed() && self.upstream.cut.is_cancelled()
+    }
+
+    /// Whether a drain has begun.
+    pub(super) fn is_closing(&self) -> bool {
+        self.upstream.is_closed()
+    }
+
+    /// The connections to a service that speaks HTTP/2.
+    pub(super) fn links(&self) -> Option<&Links> {
+        self.upstream.links.as_ref()
     }
 
     /// Cancelled when the drain is over.

@@ -43,7 +43,7 @@ impl Store {
                         HealthCheck::Http(path) => Some(path),
                         HealthCheck::Tcp => None,
                     };
-                    Destination::Service { port, health_path }
+                    Destination::Service { port, protocol: service.protocol, health_path }
                 }
                 Settings::Site(site) => {
                     let mut previous = earlier.get(&row.target).cloned().unwrap_or_default();

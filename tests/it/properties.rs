@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kennel::config::project;
 use kennel::model::confinement::{Confinement, Limits, OptOut};
 use kennel::model::settings::{Manifest, ServiceSettings, SiteSettings};
-use kennel::model::{FlakeOutput, HealthCheck, HostName, ServiceName, Settings};
+use kennel::model::{FlakeOutput, HealthCheck, HostName, Protocol, ServiceName, Settings};
 use proptest::collection::{btree_map, btree_set};
 use proptest::option;
 use proptest::prelude::*;
@@ -45,7 +45,8 @@ fn service() -> impl Strategy<Value = ServiceSettings> {
     ];
     let value = "([^\\p{Cc}\u{fdd0}-\u{fdef}\u{fffe}\u{ffff}]|[\n\t\"\\\\'$%`#=]){0,40}"
         .prop_filter("reserved", |text| text.chars().all(|c| c as u32 & 0xfffe != 0xfffe));
-    let names = (btree_map(variable(), value, 0..5), btree_set(variable(), 0..4));
+    let protocol = prop_oneof![Just(Protocol::Http1), Just(Protocol::H2c)];
+    let names = (protocol, btree_map(variable(), value, 0..5), btree_set(variable(), 0..4));
     (flake_output(), check, 1..=600_u32, 0..=3_600_u32, any::<bool>(), names, confinement()).prop_map(
         |(
             flake_output,
@@ -53,12 +54,13 @@ fn service() -> impl Strategy<Value = ServiceSettings> {
             health_check_timeout_secs,
             drain_secs,
             preview_database,
-            (env, secrets),
+            (protocol, env, secrets),
             confinement,
         )| {
             let secrets = secrets.into_iter().filter(|name| !env.contains_key(name)).collect();
             ServiceSettings {
                 flake_output,
+                protocol,
                 health_check,
                 health_check_timeout_secs,
                 drain_secs,

@@ -8,7 +8,7 @@ use super::MANIFEST;
 use crate::config::project;
 use crate::model::confinement::{Confinement, Limits, OptOut};
 use crate::model::settings::{ServiceSettings, SiteSettings};
-use crate::model::{HealthCheck, Settings};
+use crate::model::{HealthCheck, Protocol, Settings};
 
 fn service_faults(lines: &str) -> String {
     let text = format!("[services.api]\n{lines}\n");
@@ -26,6 +26,7 @@ fn the_kennel_toml_of_the_design_is_read_whole() {
                 "api".parse().unwrap(),
                 Settings::Service(ServiceSettings {
                     flake_output: "backend".parse().unwrap(),
+                    protocol: Protocol::Http1,
                     health_check: HealthCheck::Http("/health".to_owned()),
                     health_check_timeout_secs: 45,
                     drain_secs: 10,
@@ -75,6 +76,20 @@ fn limits_and_opt_outs_are_checked(#[case] line: &str, #[case] fault: &str) {
 }
 
 #[test]
+fn a_service_that_speaks_http_2_is_asked_for_its_health_as_it_says() {
+    let checked = |text: &str| {
+        let manifest = project::parse(&format!("[services.api]\nprotocol = \"h2c\"\n{text}")).unwrap();
+        let Settings::Service(api) = &manifest.targets[&"api".parse().unwrap()] else { panic!("api is a service") };
+        assert_eq!(api.protocol, Protocol::H2c);
+        api.health_check.clone()
+    };
+    assert_eq!(checked(""), HealthCheck::Tcp);
+    assert_eq!(checked("health_check = \"/ready\""), HealthCheck::Http("/ready".to_owned()));
+    let fault = project::parse("[services.api]\nprotocol = \"h2\"").unwrap_err().to_string();
+    assert!(fault.contains("\"h2\" is not one of `http/1.1`"), "{fault}");
+}
+
+#[test]
 fn a_service_needs_only_its_name() {
     let manifest = project::parse("[services.api]").unwrap();
     let Settings::Service(api) = &manifest.targets[&"api".parse().unwrap()] else { panic!("api is a service") };
@@ -119,7 +134,7 @@ cache_name = "https://my-cache.cachix.org"
     .unwrap_err();
     insta::assert_snapshot!(faults, @r#"
     line 1: `services.Api`: is not a name: it may hold only `a` to `z`, `0` to `9` and `-`; rename it, such as `my-api`
-    line 2: `services.Api.port`: unknown key; known here: `flake_output`, `custom_domain`, `health_check`, `health_check_timeout_secs`, `drain_secs`, `preview_database`, `memory_max`, `cpu_quota`, `tasks_max`, `sandbox`, `env`, `secrets`
+    line 2: `services.Api.port`: unknown key; known here: `flake_output`, `custom_domain`, `protocol`, `health_check`, `health_check_timeout_secs`, `drain_secs`, `preview_database`, `memory_max`, `cpu_quota`, `tasks_max`, `sandbox`, `env`, `secrets`
     line 5: `services.web.helth_check`: unknown key; did you mean `health_check`?
     line 6: `services.web.health_check_timeout_secs`: 601 is not between 1 and 600
     line 7: `services.web.drain_secs`: must be a whole number, not a string

@@ -235,7 +235,7 @@ mod tests {
     use crate::host::Machine as _;
     use crate::host::machine::render::unit::tests::spec;
     use crate::host::services::probe;
-    use crate::model::HostName;
+    use crate::model::{HostName, Protocol};
 
     fn machine() -> FakeMachine {
         FakeMachine::new(|_| FakeBuild::default())
@@ -259,7 +259,7 @@ mod tests {
 
     async fn health(port: Port) -> Result<(), String> {
         let host: HostName = "a.example.com".parse().unwrap();
-        probe::http(port, "/health", &host).await.map_err(|failure| failure.to_string())
+        probe::http(port, Protocol::Http1, "/health", &host).await.map_err(|failure| failure.to_string())
     }
 
     #[tokio::test]

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, USER_AGENT};
+use http::request::Builder;
 use http::{Request, StatusCode};
 use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::model::{HostName, Port};
+use crate::model::{HostName, Port, Protocol};
 
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -56,8 +57,14 @@ impl std::error::Error for ProbeFailure {
 ///
 /// # Errors
 /// When it is not healthy.
-pub async fn http(port: Port, path: &str, host: &HostName) -> Result<(), ProbeFailure> {
-    match timeout(ANSWER_MAX, get(port, path, host)).await {
+pub async fn http(port: Port, protocol: Protocol, path: &str, host: &HostName) -> Result<(), ProbeFailure> {
+    let asking = async {
+        match protocol {
+            Protocol::Http1 => get(port, path, host).await,
+            Protocol::H2c => get_by_http2(port, path, host).await,
+        }
+    };
+    match timeout(ANSWER_MAX, asking).await {
         Ok(Ok(StatusCode::OK)) => Ok(()),
         Ok(Ok(status)) => Err(ProbeFailure::Status(status)),
         Ok(Err(failure)) => Err(failure),
@@ -86,15 +93,9 @@ async fn connect(port: Port) -> Result<TcpStream, ProbeFailure> {
 
 async fn get(port: Port, path: &str, host: &HostName) -> Result<StatusCode, ProbeFailure> {
     let broken = |error: hyper::Error| ProbeFailure::Broken(error.into());
-    let request = Request::get(path)
-        .header(HOST, host.as_str())
-        .header("x-forwarded-for", "127.0.0.1")
-        .header("x-forwarded-proto", "https")
-        .header("x-forwarded-host", host.as_str())
-        .header(USER_AGENT, "kennel")
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| ProbeFailure::Broken(error.into()))?;
+    let request = Request::get(path).header(HOST, host.as_str());
+    let request = as_a_visitors(request, host).header(CONNECTION, "close");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| ProbeFailure::Broken(error.into()))?;
     let socket = connect(port).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
     let answer = sender.send_request(request);
@@ -109,6 +110,35 @@ async fn get(port: Port, path: &str, host: &HostName) -> Result<StatusCode, Prob
         }
     };
     Ok(answer.map_err(broken)?.status())
+}
+
+async fn get_by_http2(port: Port, path: &str, host: &HostName) -> Result<StatusCode, ProbeFailure> {
+    let broken = |error: hyper::Error| ProbeFailure::Broken(error.into());
+    let request = as_a_visitors(Request::get(format!("http://{host}{path}")), host);
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| ProbeFailure::Broken(error.into()))?;
+    let socket = connect(port).await?;
+    // What hyper would have run elsewhere has to do with bodies that are sent: there is none.
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.map_err(broken)?;
+    let answer = sender.send_request(request);
+    tokio::pin!(connection, answer);
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        ended = &mut connection => {
+            ended.map_err(broken)?;
+            answer.await
+        }
+    };
+    Ok(answer.map_err(broken)?.status())
+}
+
+fn as_a_visitors(request: Builder, host: &HostName) -> Builder {
+    request
+        .header("x-forwarded-for", "127.0.0.1")
+        .header("x-forwarded-proto", "https")
+        .header("x-forwarded-host", host.as_str())
+        .header(USER_AGENT, "kennel")
 }
 
 #[cfg(test)]
@@ -142,7 +172,7 @@ mod tests {
             String::from_utf8(seen).unwrap()
         });
         let host: HostName = "api-main.p.example.com".parse().unwrap();
-        let result = http(port, "/health?deep=1", &host).await.map_err(|failure| failure.to_string());
+        let result = http(port, Protocol::Http1, "/health?deep=1", &host).await.map_err(|failure| failure.to_string());
         (result, tasks.join_next().await.unwrap().unwrap())
     }
 
@@ -178,6 +208,6 @@ mod tests {
         drop(listener);
         let host: HostName = "a.example.com".parse().unwrap();
         assert_eq!(tcp(port).await.unwrap_err().to_string(), "refused the connection");
-        assert_eq!(http(port, "/", &host).await.unwrap_err().to_string(), "refused the connection");
+        assert_eq!(http(port, Protocol::Http1, "/", &host).await.unwrap_err().to_string(), "refused the connection");
     }
 }

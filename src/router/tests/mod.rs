@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Handle, Listeners, Router, RouterConfig, Source};
-use crate::model::{DeploymentId, Destination, Port, Route, TargetId};
+use crate::model::{DeploymentId, Destination, Port, Protocol, Route, TargetId};
 
 const HOST: &str = "web-main.shop.example.com";
 /// Far longer than anything here takes: only so that a fault ends the test.
@@ -187,7 +187,7 @@ fn route_to(deployment: i64, port: Port) -> Route {
         target: TargetId(deployment),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),
-        destination: Destination::Service { port, health_path: None },
+        destination: Destination::Service { port, protocol: Protocol::Http1, health_path: None },
         drain_secs: 30,
     }
 }

@@ -262,8 +262,9 @@ fn no_claim_is_given_that_a_drain_does_not_wait_for() {
     const CLAIMING: usize = 2;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for _ in 0..400 {
-        let upstreams: Vec<_> =
-            (0..20).map(|_| Arc::new(Upstream::new(DeploymentId(1), Port::FIRST.try_into().unwrap(), 1))).collect();
+        let upstreams: Vec<_> = (0..20)
+            .map(|_| Arc::new(Upstream::new(DeploymentId(1), Port::FIRST.try_into().unwrap(), Protocol::Http1, 1)))
+            .collect();
         let stopped: Vec<_> = (0..20).map(|_| AtomicBool::new(false)).collect();
         let barrier = Barrier::new(CLAIMING + 1);
         std::thread::scope(|scope| {

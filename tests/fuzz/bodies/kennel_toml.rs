@@ -66,6 +66,7 @@ pub(crate) fn toml_of(manifest: &Manifest) -> String {
                 let env = service.env.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
                 let secrets: Vec<Value> = service.secrets.iter().map(|name| name.as_str().into()).collect();
                 table.extend([
+                    ("protocol".to_owned(), service.protocol.word().into()),
                     ("health_check".to_owned(), check.into()),
                     ("health_check_timeout_secs".to_owned(), i64::from(service.health_check_timeout_secs).into()),
                     ("drain_secs".to_owned(), i64::from(service.drain_secs).into()),

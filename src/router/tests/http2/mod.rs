@@ -3,6 +3,7 @@
 mod endings;
 mod floods;
 mod requests;
+mod services;
 mod websockets;
 
 use h2::client::{ResponseFuture, SendRequest};
