@@ -1,13 +1,17 @@
 //! What is measured: each case says who asks how, and which figure counts.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
+
+use http::Version;
 
 use crate::HOSTS;
 use crate::kennel::{SITE_HOST, host};
 use crate::load::{self, Manner, Requests, Seen};
 use crate::process::{cpu_seconds, memory_kib};
-use crate::proxies::{Kind, Proxy};
+use crate::proxies::{Kind, Proxy, secure};
+use crate::secure::Tls;
 
 /// How long the visitors run before the measurement begins.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -44,6 +48,7 @@ impl Figure {
 #[derive(Debug, Clone, Copy)]
 enum What {
     One,
+    Secure(Version),
     Every,
     Big,
     Site(&'static str, &'static str, u16),
@@ -71,6 +76,8 @@ pub(crate) const CASES: &[Case] = &[
     case("new connection each", Figure::Requests, What::One, 64, Manner::Renew),
     case("100 MB answers", Figure::Gigabyte, What::Big, 4, Manner::Keep),
     case("latency at 5,000/s", Figure::Latency, What::One, 64, Manner::Rate(5000)),
+    case("TLS 1.3, HTTP/1.1", Figure::Requests, What::Secure(Version::HTTP_11), 64, Manner::Keep),
+    case("TLS 1.3, HTTP/2", Figure::Requests, What::Secure(Version::HTTP_2), 64, Manner::Many),
     case("static 1 KiB", Figure::Requests, What::Site("/small.css", "", 200), 64, Manner::Keep),
     case("static 304", Figure::Requests, What::Site("/small.css", "If-None-Match: *\r\n", 304), 64, Manner::Keep),
     case(
@@ -97,25 +104,37 @@ impl Case {
     /// Whether it is measured for this proxy in this round.
     pub(crate) fn runs(&self, kind: &Kind, round: usize) -> bool {
         let once = self.figure == Figure::Idle;
-        (!once || round == 0) && (kind.serves_files || !matches!(self.what, What::Site(..)))
+        let able = match self.what {
+            What::Site(..) => kind.serves_files,
+            What::Secure(_) => kind.serves_tls,
+            What::One | What::Every | What::Big => true,
+        };
+        able && (!once || round == 0)
     }
 
-    fn requests(&self, proxy: &Proxy) -> Requests {
+    fn requests(&self, proxy: &Proxy, directory: &Path) -> anyhow::Result<Requests> {
         let text = |host: &str, path: &str, more: &str| {
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: bench/1\r\nAccept: */*\r\n{more}\r\n")
         };
         let (texts, status): (Vec<String>, u16) = match self.what {
-            What::One => (vec![text(&host(7), "/api/items?page=3", "")], 200),
+            What::One | What::Secure(_) => (vec![text(&host(7), "/api/items?page=3", "")], 200),
             What::Every => ((0..HOSTS).map(|number| text(&host(number), "/api/items?page=3", "")).collect(), 200),
             What::Big => (vec![text(&host(7), "/big", "")], 200),
             What::Site(path, more, status) => (vec![text(SITE_HOST, path, more)], status),
         };
-        Requests { address: proxy.address, texts: Rc::from(texts), status }
+        let (address, tls) = match self.what {
+            What::Secure(version) => {
+                let tls = Tls::new(directory, version, &host(7), "/api/items?page=3", self.visitors)?;
+                (secure(proxy.address), Some(tls))
+            }
+            _ => (proxy.address, None),
+        };
+        Ok(Requests { address, texts: Rc::from(texts), status, tls })
     }
 
     /// Measures `proxy` for about `duration`.
-    pub(crate) async fn measure(&self, proxy: &Proxy, duration: Duration) -> anyhow::Result<Figures> {
-        let requests = self.requests(proxy);
+    pub(crate) async fn measure(&self, proxy: &Proxy, directory: &Path, duration: Duration) -> anyhow::Result<Figures> {
+        let requests = self.requests(proxy, directory)?;
         if self.figure == Figure::Idle {
             return idle(proxy, &requests).await;
         }

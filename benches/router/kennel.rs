@@ -5,12 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::Context as _;
-use kennel::router::{Limits, Listeners, Router, RouterConfig, Timeouts};
+use kennel::router::{Certificate, Certificates, Limits, Listeners, Router, RouterConfig, Timeouts};
 use kennel::store::Store;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
+use crate::proxies::secure;
 use crate::upstream::Upstream;
 use crate::{HOSTS, file};
 
@@ -119,8 +120,14 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
         };
         let (router, handle) = Router::new(config, store);
         handle.reload().await.context("cannot build the table")?;
-        let listener = tokio::net::TcpListener::bind(address).await?;
-        router.run(Listeners { http: vec![listener], https: Vec::new() }, CancellationToken::new()).await;
+        let read = |name| std::fs::read(file(directory, name));
+        let certificate = Certificate::read(&read("tls.crt")?, &read("tls.key")?)?;
+        handle.show(Certificates::new([std::sync::Arc::new(certificate)], jiff::Timestamp::now()));
+        let listeners = Listeners {
+            http: vec![tokio::net::TcpListener::bind(address).await?],
+            https: vec![tokio::net::TcpListener::bind(secure(address)).await?],
+        };
+        router.run(listeners, CancellationToken::new()).await;
         Ok(())
     })
 }

@@ -6,9 +6,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
+
+use crate::secure::Tls;
 
 /// How the visitors behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +19,14 @@ pub(crate) enum Manner {
     Keep,
     /// Each asks as fast as it is answered, over a new connection every time.
     Renew,
+    /// Each asks as fast as it is answered, several over one connection of HTTP/2.
+    Many,
     /// All together ask this many times a second.
     Rate(u32),
 }
 
 /// What is asked for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Requests {
     /// Where.
     pub(crate) address: SocketAddr,
@@ -30,6 +34,8 @@ pub(crate) struct Requests {
     pub(crate) texts: Rc<[String]>,
     /// What every answer's status must be.
     pub(crate) status: u16,
+    /// How they come by TLS, if they do.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// What the visitors have seen.
@@ -57,12 +63,18 @@ impl Seen {
         self.latencies.take()
     }
 
+    /// Whether there has been enough.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stop.get()
+    }
+
     /// Lets every visitor finish the answer it waits for and go.
     pub(crate) fn stop(&self) {
         self.stop.set(true);
     }
 
-    fn answered(&self, body: usize, latency: Duration) {
+    /// There was an answer, with a body of so many bytes.
+    pub(crate) fn answered(&self, body: usize, latency: Duration) {
         self.answers.set(self.answers.get() + 1);
         self.bytes.set(self.bytes.get() + body as u64);
         self.latencies.borrow_mut().push(latency.as_secs_f64() * 1000.0);
@@ -105,11 +117,14 @@ async fn visit(
     turn: &Cell<usize>,
     seen: &Seen,
 ) -> anyhow::Result<()> {
-    let mut connection: Option<TcpStream> = None;
+    if let (Manner::Many, Some(tls)) = (manner, &requests.tls) {
+        return tls.visit(requests, number, seen).await;
+    }
+    let mut connection: Option<Box<dyn Stream>> = None;
     let mut buffer = vec![0; 256 * 1024];
     let pace = match manner {
         Manner::Rate(rate) => Some(Duration::from_secs_f64(visitors as f64 / f64::from(rate))),
-        Manner::Keep | Manner::Renew => None,
+        Manner::Keep | Manner::Renew | Manner::Many => None,
     };
     let mut due = tokio::time::Instant::now() + pace.unwrap_or_default().mul_f64(number as f64 / visitors as f64);
     while !seen.stop.get() {
@@ -126,7 +141,10 @@ async fn visit(
             None => {
                 let stream = TcpStream::connect(requests.address).await?;
                 stream.set_nodelay(true)?;
-                stream
+                match &requests.tls {
+                    Some(tls) => Box::new(tls.connect(stream).await?) as Box<dyn Stream>,
+                    None => Box::new(stream),
+                }
             }
         };
         match ask(&mut stream, text, requests.status, &mut buffer).await {
@@ -145,13 +163,21 @@ async fn visit(
     Ok(())
 }
 
+/// A connection, by TLS or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
 struct Answer {
     body: usize,
     closes: bool,
 }
 
 /// One request and its answer; `None` when the connection was closed before the answer's first byte.
-async fn ask(stream: &mut TcpStream, text: &str, status: u16, buffer: &mut [u8]) -> anyhow::Result<Option<Answer>> {
+async fn ask<S>(stream: &mut S, text: &str, status: u16, buffer: &mut [u8]) -> anyhow::Result<Option<Answer>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     if stream.write_all(text.as_bytes()).await.is_err() {
         return Ok(None);
     }

@@ -12,6 +12,7 @@ mod load;
 mod process;
 mod proxies;
 mod report;
+mod secure;
 mod upstream;
 
 use std::path::PathBuf;
@@ -69,6 +70,7 @@ fn wanted(filters: &[String], name: &str) -> bool {
 async fn compare(options: &Options) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let upstream = upstream::start().context("cannot start the upstream")?;
+    secure::certificate(directory.path()).context("cannot make a certificate")?;
     let site = kennel::prepare(directory.path(), &upstream).await.context("cannot prepare the table")?;
     let mut proxies: Vec<Proxy> = Vec::new();
     for kind in proxies::KINDS.iter().filter(|kind| wanted(&options.proxies, kind.name)) {
@@ -86,7 +88,7 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
             for turn in 0..proxies.len() {
                 let proxy = &proxies[(turn + round) % proxies.len()];
                 if case.runs(proxy.kind, round) {
-                    let figures = case.measure(proxy, duration).await;
+                    let figures = case.measure(proxy, directory.path(), duration).await;
                     let figures =
                         figures.with_context(|| format!("`{}` through {} failed", case.name, proxy.kind.name))?;
                     report.add(case, proxy.kind.name, figures);

@@ -19,6 +19,8 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     /// Whether it serves files.
     pub(crate) serves_files: bool,
+    /// Whether it is configured for TLS.
+    pub(crate) serves_tls: bool,
     port: u16,
     program: Option<&'static str>,
     configure: fn(&Setting<'_>) -> String,
@@ -33,11 +35,17 @@ struct Setting<'a> {
     site: &'a Site,
 }
 
+/// Where the same is served by TLS.
+pub(crate) fn secure(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port() + 100)
+}
+
 /// All of them.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "kennel",
         serves_files: true,
+        serves_tls: true,
         port: 17_001,
         program: None,
         configure: |_| String::new(),
@@ -46,6 +54,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "nginx",
         serves_files: true,
+        serves_tls: true,
         port: 17_002,
         program: Some("nginx"),
         configure: nginx,
@@ -54,6 +63,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "HAProxy",
         serves_files: false,
+        serves_tls: true,
         port: 17_003,
         program: Some("haproxy"),
         configure: haproxy,
@@ -62,6 +72,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Caddy",
         serves_files: true,
+        serves_tls: false,
         port: 17_004,
         program: Some("caddy"),
         configure: caddy,
@@ -153,6 +164,7 @@ fn nginx(setting: &Setting<'_>) -> String {
          proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port;\n\
          proxy_set_header X-Real-IP $remote_addr; proxy_set_header Forwarded \"for=$remote_addr;host=$host;proto=$scheme\";\n\
          types {{ text/css css; text/javascript js; }}\n\
+         ssl_certificate {directory}/tls.crt; ssl_certificate_key {directory}/tls.key; ssl_protocols TLSv1.3;\n\
          server {{ listen 127.0.0.1:{port} default_server backlog=4096; return 404; }}\n\
          server {{ listen 127.0.0.1:{port}; server_name {SITE_HOST}; root {}; }}\n",
         setting.site.directory.display()
@@ -162,7 +174,9 @@ fn nginx(setting: &Setting<'_>) -> String {
             text,
             "upstream u{number} {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 100000000; \
              keepalive_timeout 4s; }}\n\
-             server {{ listen 127.0.0.1:{port}; server_name {}; location / {{ proxy_pass http://u{number}; }} }}",
+             server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:{} ssl http2; server_name {}; \
+             location / {{ proxy_pass http://u{number}; }} }}",
+            port + 100,
             host(number)
         );
     }
@@ -177,11 +191,14 @@ fn haproxy(setting: &Setting<'_>) -> String {
          \x20 timeout http-keep-alive 600s\n  timeout http-request 10s\n  timeout tunnel 1h\n  maxconn 7800\n\
          \x20 option forwardfor\n  option splice-auto\n  http-reuse safe\n  retries 1\n\
          frontend front\n  bind 127.0.0.1:{port} backlog 4096\n\
+         \x20 bind 127.0.0.1:{} ssl crt {}/tls.pem alpn h2,http/1.1 ssl-min-ver TLSv1.3\n\
          \x20 http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n\
          \x20 http-request set-header X-Forwarded-Port %[dst_port]\n  http-request set-header X-Real-IP %[src]\n\
          \x20 http-request set-header Forwarded for=%[src];host=%[req.hdr(host)];proto=http\n\
          \x20 use_backend %[req.hdr(host),lower,map({}/hosts.map)]\n  default_backend none\n\
          backend none\n  http-request return status 404\n",
+        setting.port + 100,
+        setting.directory.display(),
         setting.directory.display(),
         port = setting.port,
     );
