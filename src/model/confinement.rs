@@ -103,23 +103,24 @@ impl Limits {
     /// Each limit that is above its ceiling: its key, itself and the ceiling, as one writes them.
     #[must_use]
     pub fn above(&self, ceiling: &Self) -> Vec<(&'static str, String, String)> {
-        let pairs = [
-            ("memory_max", self.memory_max_bytes, ceiling.memory_max_bytes, size as fn(u64) -> String),
-            ("cpu_quota", self.cpu_quota_percent, ceiling.cpu_quota_percent, |percent| format!("{percent}%")),
-            ("tasks_max", self.tasks_max, ceiling.tasks_max, |tasks| tasks.to_string()),
-        ];
-        let above = |(key, asked, ceiling, show): (_, Option<u64>, Option<u64>, fn(u64) -> String)| {
-            let (asked, ceiling) = (asked?, ceiling?);
-            (asked > ceiling).then(|| (key, show(asked), show(ceiling)))
-        };
-        pairs.into_iter().filter_map(above).collect()
+        let memory = over(self.memory_max_bytes, ceiling.memory_max_bytes, size);
+        let cpu = over(self.cpu_quota_percent, ceiling.cpu_quota_percent, |percent| format!("{percent}%"));
+        let tasks = over(self.tasks_max, ceiling.tasks_max, |tasks| tasks.to_string());
+        let all = [("memory_max", memory), ("cpu_quota", cpu), ("tasks_max", tasks)];
+        all.into_iter().filter_map(|(key, over)| over.map(|(asked, most)| (key, asked, most))).collect()
     }
+}
+
+/// Both, as one writes them, if the first is above the second.
+fn over(asked: Option<u64>, most: Option<u64>, show: impl Fn(u64) -> String) -> Option<(String, String)> {
+    let (asked, most) = (asked?, most?);
+    (asked > most).then(|| (show(asked), show(most)))
 }
 
 /// A number of bytes with the largest unit that leaves no rest: `512M`.
 fn size(bytes: u64) -> String {
     let units = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
-    let whole = units.into_iter().find(|(_, unit)| bytes >= *unit && bytes % unit == 0);
+    let whole = units.into_iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
     whole.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
