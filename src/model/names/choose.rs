@@ -24,13 +24,37 @@ fn choose(joined: &str, max: usize, digest: impl Fn(usize) -> String, taken: imp
     if !joined.is_empty() && joined.len() <= max && !taken(joined) {
         return joined.to_owned();
     }
-    let candidates = [6, 12, 24].map(|digits| {
+    let candidates = cut(joined, max, digest);
+    let [.., longest] = candidates.clone();
+    candidates.into_iter().find(|name| !taken(name)).unwrap_or(longest)
+}
+
+/// `joined`, cut and ended by digests of growing length.
+fn cut(joined: &str, max: usize, digest: impl Fn(usize) -> String) -> [String; 3] {
+    [6, 12, 24].map(|digits| {
         let room = max - digits - 1;
         let stem = joined.get(..room.min(joined.len())).unwrap_or_default().trim_end_matches('-');
         if stem.is_empty() { format!("b-{}", digest(digits)) } else { format!("{stem}-{}", digest(digits)) }
-    });
-    let [.., longest] = candidates.clone();
-    candidates.into_iter().find(|name| !taken(name)).unwrap_or(longest)
+    })
+}
+
+/// Whether [`choose`] may give `name`, whatever is taken.
+fn may_choose(name: &str, joined: &str, max: usize, digest: impl Fn(usize) -> String) -> bool {
+    (name == joined && joined.len() <= max) || cut(joined, max, digest).iter().any(|candidate| candidate == name)
+}
+
+/// A branch's name, lower-case, anything but `[a-z0-9]` a single `-`, ends trimmed.
+fn plain_slug(branch: &BranchRef) -> String {
+    let mut slug = String::new();
+    for c in branch.name().chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() {
+            slug.push(c);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    slug.truncate(slug.trim_end_matches('-').len());
+    slug
 }
 
 impl BranchSlug {
@@ -38,16 +62,8 @@ impl BranchSlug {
     /// with a digest when that is too long, empty, or `taken` by another branch of the project.
     #[must_use]
     pub fn choose(project: &ProjectName, branch: &BranchRef, taken: impl Fn(&str) -> bool) -> Self {
-        let mut slug = String::new();
-        for c in branch.name().chars().flat_map(char::to_lowercase) {
-            if c.is_ascii_lowercase() || c.is_ascii_digit() {
-                slug.push(c);
-            } else if !slug.is_empty() && !slug.ends_with('-') {
-                slug.push('-');
-            }
-        }
-        let slug = slug.trim_end_matches('-');
-        Self(choose(slug, NAME_MAX, |digits| digest(project, branch, None, digits), taken))
+        let slug = plain_slug(branch);
+        Self(choose(&slug, NAME_MAX, |digits| digest(project, branch, None, digits), taken))
     }
 }
 
@@ -94,6 +110,24 @@ impl TargetNames {
         let tag = choose(&joined, 200, digest, |tag| taken(Taken::Tag(tag)));
         let user = choose(&joined, USER_MAX, digest, |user| taken(Taken::User(user)));
         Ok(Self { host: host_of(&label).parse()?, tag: tag.parse()?, user: user.parse()? })
+    }
+
+    /// Whether slug, tag and user are such as are chosen for `service` on `branch`, whatever was taken then.
+    #[must_use]
+    pub fn fit(
+        project: &ProjectName,
+        branch: &BranchRef,
+        slug: &BranchSlug,
+        service: &ServiceName,
+        tag: &TargetTag,
+        user: &UserName,
+    ) -> bool {
+        let of_branch = |digits| digest(project, branch, None, digits);
+        let of_target = |digits| digest(project, branch, Some(service), digits);
+        let joined = format!("kennel-{project}-{slug}-{service}");
+        may_choose(slug.as_str(), &plain_slug(branch), NAME_MAX, of_branch)
+            && may_choose(tag.as_str(), &joined, 200, of_target)
+            && may_choose(user.as_str(), &joined, USER_MAX, of_target)
     }
 }
 
@@ -182,6 +216,21 @@ mod tests {
     }
 
     #[test]
+    fn names_of_something_else_do_not_fit() {
+        let (branch, slug) = (head("main"), "main".parse().unwrap());
+        let names = names("shop", &branch, "api", &BTreeSet::new());
+        let fit = |project: &str, branch: &BranchRef, service: &str| {
+            let (project, service) = (project.parse().unwrap(), service.parse().unwrap());
+            TargetNames::fit(&project, branch, &slug, &service, &names.tag, &names.user)
+        };
+        assert!(fit("shop", &branch, "api"));
+        assert!(!fit("bank", &branch, "api") && !fit("shop", &branch, "web") && !fit("shop", &head("topic"), "api"));
+        let root: UserName = "root".parse().unwrap();
+        let (project, service) = ("shop".parse().unwrap(), "api".parse().unwrap());
+        assert!(!TargetNames::fit(&project, &branch, &slug, &service, &names.tag, &root));
+    }
+
+    #[test]
     fn a_branch_of_120_characters_fits_every_limit() {
         let names = names("shop", &head(&"long/".repeat(24)[..119]), "api", &BTreeSet::new());
         assert!(names.host.as_str().split('.').all(|label| label.len() <= LABEL_MAX));
@@ -219,6 +268,7 @@ mod tests {
                         Taken::User(name) => taken.contains(&format!("user {name}")),
                     }
                 }).unwrap();
+                prop_assert!(TargetNames::fit(&project, &branch, &slug, &service, &names.tag, &names.user));
                 slugs.insert((project, slug.to_string()));
                 let host_is_new = taken.insert(format!("host {}", names.host));
                 prop_assert!(host_is_new);
