@@ -19,7 +19,7 @@
 //! | 4 | [`webhook`] · [`builder`] · [`deployer`] · [`monitor`] · [`api`]: the stages, which do not know each other |
 //! | 5 | [`reconciler`] rows against machine |
 //! | 6 | [`daemon`] everything, started and stopped in order |
-//! | 7 | [`service`] the daemon as systemd sees it |
+//! | 7 | [`service`] the daemon, and `kennel host`, as systemd sees them |
 //! | 8 | [`cli`] one file per command |
 
 pub mod crash;

@@ -1,22 +1,15 @@
 //! Has the two units of a build do their work, and reads what they report.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 
 use super::worker::{BuildReport, FetchReport};
 use super::{Context, is_running};
-use crate::config::{Config, GitAccess, ProjectConfig};
+use crate::config::{Config, ProjectConfig};
 use crate::crash::{self, Point};
-use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, Machine, UnitState};
+use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, FETCH_TIMEOUT_SECS, Machine, UnitState, build_timeout_secs};
 use crate::model::{BuildId, UnitName};
 use crate::store::ClaimedBuild;
-
-/// How long a fetch may take, in seconds.
-const FETCH_TIMEOUT_SECS: u64 = 600;
-/// What the build unit gets beyond the time limit of Nix itself, in seconds.
-const GRACE_SECS: u64 = 30;
 
 /// Whether a unit of the build runs, or its last one has reported.
 pub(super) async fn is_under_way(machine: &dyn Machine, build: BuildId) -> anyhow::Result<bool> {
@@ -38,6 +31,7 @@ pub(super) async fn fetch_and_build(
     let timeout_secs = config.builder.timeout.as_secs();
     let job = BuildJob {
         build: build.id,
+        project: project.name.clone(),
         repo_url: project.repo_url.clone(),
         remote_ref: build.branch.remote_ref(),
         commit: build.commit.clone(),
@@ -53,15 +47,19 @@ pub(super) async fn fetch_and_build(
     let fetch = BuildUnitSpec {
         build: build.id,
         phase: BuildPhase::Fetch,
-        credentials: credentials(&project.git_access),
+        project: project.name.clone(),
+        credentials: project.git_access.credentials(),
+        repo_url: project.repo_url.clone(),
         timeout_secs: FETCH_TIMEOUT_SECS,
     };
     // Begins when it is released. Started now, it is ready when the fetch has ended.
     let spec = BuildUnitSpec {
         build: build.id,
         phase: BuildPhase::Build,
+        project: project.name.clone(),
         credentials: Vec::new(),
-        timeout_secs: FETCH_TIMEOUT_SECS + timeout_secs + GRACE_SECS,
+        repo_url: project.repo_url.clone(),
+        timeout_secs: build_timeout_secs(timeout_secs),
     };
     let machine = &*ctx.machine;
     ensure_started(machine, &fetch).await?;
@@ -113,17 +111,6 @@ async fn outcome<Report: DeserializeOwned>(
         UnitState::Dead { result } => format!("ended without a result ({result})"),
         _ => "ended without a result".to_owned(),
     }))
-}
-
-/// The operator's files that a fetch may read, by credential name.
-fn credentials(access: &GitAccess) -> Vec<(&'static str, PathBuf)> {
-    match access {
-        GitAccess::Public => Vec::new(),
-        GitAccess::Token { token_file } => vec![("git_token", token_file.clone())],
-        GitAccess::Ssh { key_file, known_hosts_file } => {
-            vec![("ssh_key", key_file.clone()), ("known_hosts", known_hosts_file.clone())]
-        }
-    }
 }
 
 /// Milliseconds as the rows keep them.

@@ -113,7 +113,7 @@ impl Keeper {
     pub async fn start(ctx: Context) -> anyhow::Result<Self> {
         // The client that talks to authorities takes the one that is installed. It may have been done before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let drawer = Drawer::of(&ctx.config.load().state_dir);
+        let drawer = Drawer::of(&ctx.config.load().own_dir);
         let rows = ctx.store.certificates().await?;
         let own = drawer.clone();
         let held = tokio::task::spawn_blocking(move || read_all(&own, &rows)).await?;

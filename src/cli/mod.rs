@@ -18,6 +18,7 @@ mod doctor;
 mod failure;
 mod follow;
 mod gc;
+mod host;
 mod logs;
 mod manual;
 mod screen;
@@ -57,6 +58,7 @@ enum Command {
     CheckConfig(check_config::Arguments),
     Daemon(daemon::Arguments),
     Doctor(doctor::Arguments),
+    Host(host::Arguments),
     #[command(hide = true)]
     BuildWorker(build_worker::Arguments),
     #[command(hide = true)]
@@ -78,6 +80,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Check(arguments) => check::run(&arguments),
             Command::CheckConfig(arguments) => check_config::run(&arguments),
             Command::Daemon(arguments) => daemon::run(&arguments),
+            Command::Host(arguments) => host::run(&arguments),
             Command::Doctor(what) => return doctor::run(&what, arguments.socket),
             Command::BuildWorker(arguments) => build_worker::run(&arguments),
             Command::Manual(arguments) => manual::run(&arguments),

@@ -91,6 +91,20 @@ pub enum GitAccess {
     },
 }
 
+impl GitAccess {
+    /// The operator's files that a fetch may read, by credential name.
+    #[must_use]
+    pub fn credentials(&self) -> Vec<(&'static str, PathBuf)> {
+        match self {
+            Self::Public => Vec::new(),
+            Self::Token { token_file } => vec![("git_token", token_file.clone())],
+            Self::Ssh { key_file, known_hosts_file } => {
+                vec![("ssh_key", key_file.clone()), ("known_hosts", known_hosts_file.clone())]
+            }
+        }
+    }
+}
+
 impl ProjectConfig {
     /// Whether this branch, or pull request, deploys.
     ///

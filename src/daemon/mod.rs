@@ -86,13 +86,13 @@ impl Running {
     /// # Errors
     /// When any of it cannot be had; then nothing runs.
     pub async fn start(config: Config, mut parts: Parts) -> anyhow::Result<Self> {
-        let state_dir = config.state_dir.clone();
-        tokio::fs::create_dir_all(&state_dir).await.with_context(|| format!("cannot make {}", state_dir.display()))?;
-        let lock = lock(&state_dir.join("kennel.lock"))?;
+        let (state_dir, own_dir) = (config.state_dir.clone(), config.own_dir.clone());
+        tokio::fs::create_dir_all(&own_dir).await.with_context(|| format!("cannot make {}", own_dir.display()))?;
+        let lock = lock(&own_dir.join("kennel.lock"))?;
         crash::point(Point::StartLocked);
         let secrets: webhook::Secrets = Arc::new(ArcSwap::from_pointee(read_secrets(&config).await?));
-        let key = host_key(&state_dir).await?;
-        let store = open_store(&state_dir).await?;
+        let key = host_key(&own_dir).await?;
+        let store = open_store(&own_dir).await?;
         note_projects(&store, &config).await?;
         crash::point(Point::StartOpened);
 
@@ -300,7 +300,8 @@ impl Running {
     /// # Errors
     /// When the file is faulty; then nothing has changed.
     pub async fn reload(&self, path: &Path) -> anyhow::Result<()> {
-        let config = config::load(path)?;
+        let mut config = config::load(path)?;
+        config.own_dir.clone_from(&self.config.load().own_dir);
         let secrets = read_secrets(&config).await?;
         note_projects(&self.store, &config).await?;
         // The operator may have mended what they failed for.

@@ -16,16 +16,17 @@ pub(super) async fn gather(
     artifact: &Artifact,
 ) -> Result<Vec<GivenSecret>, StepError> {
     let Settings::Service(service) = &artifact.settings else { return Ok(Vec::new()) };
-    let files = look_up(ctx, &deployment.target, &service.secrets)
-        .map_err(|reason| StepError::Unfit(Ending::Failed, reason))?;
+    let target = &deployment.target;
+    let files = look_up(ctx, target, &service.secrets).map_err(|reason| StepError::Unfit(Ending::Failed, reason))?;
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    let mut fingerprints = match ctx.machine.secret_fingerprints(&ctx.key, &files).await {
-        Ok(fingerprints) => fingerprints,
-        // The fault lies in the operator's file: it is not tried again until it is asked for again.
-        Err(err) => return Err(StepError::Unfit(Ending::Failed, chain(&err))),
-    };
+    let mut fingerprints =
+        match ctx.machine.secret_fingerprints(&ctx.key, &target.project, target.environment, &files).await {
+            Ok(fingerprints) => fingerprints,
+            // The fault lies in the operator's file: it is not tried again until it is asked for again.
+            Err(err) => return Err(StepError::Unfit(Ending::Failed, chain(&err))),
+        };
     let given = |(name, path): (String, _)| {
         let fingerprint = fingerprints.remove(&name).unwrap_or_default();
         GivenSecret { name, path, fingerprint }

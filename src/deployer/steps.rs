@@ -207,6 +207,8 @@ pub(super) async fn unit_spec(ctx: &Context, deployment: &ClaimedDeployment) -> 
     env.extend(databases::variables(ctx, target, service).await?);
     Ok(UnitSpec {
         project: target.project.clone(),
+        branch: target.branch.clone(),
+        environment: target.environment,
         slug: target.slug.clone(),
         service: target.name.clone(),
         tag: target.tag.clone(),

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::StorePath;
 
 /// A path of the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathInfo {
     /// Which.
     pub path: StorePath,
@@ -21,7 +23,7 @@ pub struct PathInfo {
 pub type Paths = BTreeMap<StorePath, PathInfo>;
 
 /// What became of paths that kennel let go of.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freed {
     /// What is gone from the store.
     pub gone: Vec<PathInfo>,

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// What must be free for a build to start unless the operator says otherwise, in bytes.
@@ -19,7 +20,7 @@ const RESERVE: u64 = 1 << 20;
 const RESERVE_MIN_FREE: u64 = 64 << 20;
 
 /// The file system a directory lies on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpace {
     /// The directory.
     pub place: PathBuf,

@@ -11,6 +11,7 @@ pub mod disk;
 pub(crate) mod files;
 pub mod key;
 pub mod machine;
+pub mod remote;
 pub mod services;
 pub mod tcp;
 
@@ -20,20 +21,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use self::closure::{Freed, PathInfo, Paths};
 use self::disk::DiskSpace;
 use self::key::HostKey;
 use crate::model::confinement::Confinement;
 use crate::model::{
-    BranchSlug, BuildId, CommitSha, DeploymentId, Port, ProgramName, ProjectName, ServiceName, StorePath, TargetTag,
-    UnitName, UserName,
+    BranchRef, BranchSlug, BuildId, CommitSha, DeploymentId, Environment, Port, ProgramName, ProjectName, ServiceName,
+    StorePath, TargetTag, UnitName, UserName,
 };
 
 /// Everything needed to render the unit and the environment file of one deployment of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UnitSpec {
     /// The project it belongs to, and so its slice.
     pub project: ProjectName,
+    /// The branch, of which its names are made.
+    pub branch: BranchRef,
+    /// The environment whose secrets it gets.
+    pub environment: Environment,
     /// The branch's short name, for its data directory.
     pub slug: BranchSlug,
     /// The service's name, for its data directory.
@@ -53,6 +61,7 @@ pub struct UnitSpec {
     /// Its whole environment but its secrets, kennel's own variables included.
     pub env: BTreeMap<String, String>,
     /// The files of its secrets, by name. What they hold is read where the unit is made, and nowhere else.
+    #[serde(with = "remote::names_only")]
     pub secrets: SecretFiles,
     /// What it is kept in.
     pub confinement: Confinement,
@@ -70,7 +79,8 @@ impl UnitSpec {
 }
 
 /// A static site's link, for people to look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SiteLink {
     /// The project it belongs to.
     pub project: ProjectName,
@@ -81,7 +91,8 @@ pub struct SiteLink {
 }
 
 /// Which half of a build a unit does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BuildPhase {
     /// Fetch the commit: has the credentials, evaluates nothing.
     Fetch,
@@ -92,15 +103,32 @@ pub enum BuildPhase {
 /// The file in a build's work directory whose presence releases [`BuildPhase::Build`].
 pub const RELEASED: &str = "released";
 
+/// The variable of a fetch with credentials that says where it may go with them, whatever its job says.
+pub const REPO_URL: &str = "KENNEL_REPO_URL";
+/// How long a fetch may take, in seconds.
+pub const FETCH_TIMEOUT_SECS: u64 = 600;
+/// What the build unit gets beyond the time limit of Nix itself, in seconds.
+const GRACE_SECS: u64 = 30;
+
+/// How long the second half of a build may take, in seconds: it waits for the first, and then for Nix, which has a limit.
+#[must_use]
+pub fn build_timeout_secs(nix_secs: u64) -> u64 {
+    FETCH_TIMEOUT_SECS.saturating_add(nix_secs).saturating_add(GRACE_SECS)
+}
+
 /// Everything needed to start one half of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildUnitSpec {
     /// Which build.
     pub build: BuildId,
+    /// Whose.
+    pub project: ProjectName,
     /// Which half.
     pub phase: BuildPhase,
     /// Files of the operator's that the fetch may read: credential name and path.
     pub credentials: Vec<(&'static str, PathBuf)>,
+    /// Where it may go with them.
+    pub repo_url: String,
     /// After how many seconds systemd ends it.
     pub timeout_secs: u64,
 }
@@ -117,7 +145,8 @@ impl BuildUnitSpec {
 }
 
 /// What systemd says of a unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum UnitState {
     /// It runs; the main process's id and user.
     Active {
@@ -143,7 +172,7 @@ pub enum UnitState {
 }
 
 /// What lies on the machine under kennel's own names, for the reconciler to compare with rows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Units of deployments and builds, as [`Machine::own_units`] tells.
     pub units: Vec<UnitName>,
@@ -193,13 +222,16 @@ impl HostError {
     }
 }
 
-/// What kennel can do to the machine that needs root: real in [`machine`], a stateful stand-in in [`fake`].
+/// What kennel can do to the machine that needs root: real in [`machine`], asked for over a socket in [`remote`], a
+/// stateful stand-in in [`fake`].
 #[async_trait::async_trait]
 pub trait Machine: Send + Sync + 'static {
     /// Fingerprints of what the files of secrets hold, by name and keyed, so that they tell a change and nothing else.
     async fn secret_fingerprints(
         &self,
         key: &HostKey,
+        project: &ProjectName,
+        environment: Environment,
         secrets: &SecretFiles,
     ) -> Result<BTreeMap<String, String>, HostError>;
     /// Writes the environment file of a deployment (root, 0400) with what its secrets hold now, whole or not at all.
@@ -278,10 +310,12 @@ pub trait Machine: Send + Sync + 'static {
 }
 
 /// What a build unit is to do: written by the daemon, read by `kennel build-worker`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildJob {
     /// Which build.
     pub build: BuildId,
+    /// Whose.
+    pub project: ProjectName,
     /// Where the repository is.
     pub repo_url: String,
     /// What to ask the forge for when it will not give a single commit, such as `refs/heads/main`.

@@ -30,9 +30,9 @@ impl Reconciler {
         if let Err(err) = self.sweep(now).await {
             error!(error = %chain(&*err), "Could not remove old rows");
         }
-        let state_dir = self.ctx.config.load().state_dir.clone();
-        if let Err(err) = keep_reserve(&state_dir).await {
-            warn!(error = %chain(&*err), "Could not keep room in reserve in {}", state_dir.display());
+        let dir = self.ctx.config.load().own_dir.clone();
+        if let Err(err) = keep_reserve(&dir).await {
+            warn!(error = %chain(&*err), "Could not keep room in reserve in {}", dir.display());
         }
     }
 

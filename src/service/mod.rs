@@ -4,20 +4,25 @@
 //! their end, then lets go of rows, machine and sockets; the new one begins and becomes the unit's main process; this
 //! one goes on until its last answer is out and its last WebSocket closed.
 
+pub mod host;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use futures_util::future::OptionFuture;
+use nix::unistd::geteuid;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::daemon::{Parts, RUN_DIR, Running};
 use crate::deployer::Interrupt;
 use crate::handover::{Draining, Predecessor, Program, Successor};
+use crate::host::Machine;
 use crate::host::machine::{MachineConfig, SystemdMachine};
+use crate::host::remote::{self, HostClient};
 use crate::sockets::Sockets;
 use crate::telemetry::chain;
 
@@ -28,22 +33,13 @@ use crate::telemetry::chain;
 /// When it cannot start: the file is faulty, a webhook secret is missing or empty, the state directory is in use.
 pub async fn run(config_path: &Path, sockets: Sockets, predecessor: Option<Predecessor>) -> anyhow::Result<()> {
     let program = Program::running().context("cannot find kennel's own program")?;
-    let config = config::load(config_path)?;
+    let mut config = config::load(config_path)?;
     for notice in config.notices() {
         warn!("{notice}");
     }
-    let machine = SystemdMachine::connect(MachineConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: RUN_DIR.into(),
-        unit_dir: config.systemd.unit_dir.clone(),
-        exe: program.path().to_owned(),
-        memory_max_bytes: config.builder.memory_max_bytes,
-        tasks_max: config.builder.tasks_max,
-        ..MachineConfig::default()
-    })
-    .await?;
+    let machine = reach_machine(&mut config, &program).await?;
     let parts = Parts {
-        machine: Arc::new(machine),
+        machine,
         socket: Path::new(RUN_DIR).join("kennel.sock"),
         sockets,
         store_dir: PathBuf::from("/nix/store"),
@@ -85,6 +81,33 @@ pub async fn run(config_path: &Path, sockets: Sockets, predecessor: Option<Prede
         }
     }
     Ok(())
+}
+
+/// The machine: through `kennel host`, unless this process is root's and does all by itself.
+async fn reach_machine(config: &mut Config, program: &Program) -> anyhow::Result<Arc<dyn Machine>> {
+    let own_dir = remote::own_dir(&config.state_dir);
+    if !geteuid().is_root() {
+        config.own_dir = own_dir;
+        return Ok(Arc::new(HostClient::connect(Path::new(remote::SOCKET)).await?));
+    }
+    if own_dir.exists() {
+        remote::estate::take_back(&config.state_dir).with_context(|| format!("cannot take {}", own_dir.display()))?;
+        config.own_dir = own_dir;
+    }
+    Ok(Arc::new(SystemdMachine::connect(machine_config(config, program)).await?))
+}
+
+/// What the operator decides about the machine.
+fn machine_config(config: &Config, program: &Program) -> MachineConfig {
+    MachineConfig {
+        state_dir: config.state_dir.clone(),
+        run_dir: RUN_DIR.into(),
+        unit_dir: config.systemd.unit_dir.clone(),
+        exe: program.path().to_owned(),
+        memory_max_bytes: config.builder.memory_max_bytes,
+        tasks_max: config.builder.tasks_max,
+        ..MachineConfig::default()
+    }
 }
 
 /// Serves until it is time to end, or until another program is ready to take over.

@@ -60,6 +60,7 @@ impl Worker {
         let state = TempDir::with_prefix_in("state-", "/srv").unwrap();
         let job = BuildJob {
             build: BuildId(1),
+            project: "p".parse().unwrap(),
             repo_url: repo_url.to_owned(),
             remote_ref: "refs/heads/main".to_owned(),
             commit: commit.parse().unwrap(),

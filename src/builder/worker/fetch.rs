@@ -25,7 +25,7 @@ use super::known_hosts::{Verdict, file_name_of};
 use super::log::{LogFile, reason};
 use super::remote::{Remote, Transport};
 use super::{Dirs, FetchReport, git};
-use crate::host::BuildJob;
+use crate::host::{BuildJob, REPO_URL};
 
 /// How often a server may ask for credentials. libgit2 itself asks for ever.
 const TRIES: u32 = 4;
@@ -60,6 +60,12 @@ impl From<anyhow::Error> for Stop {
 
 /// Fetches the commit of `job` into the work directory.
 pub(super) fn run(dirs: &Dirs, job: &BuildJob, runtime: &Runtime) -> anyhow::Result<FetchReport> {
+    // The job lies where builds can write; the operator's credentials are for the operator's address alone.
+    if let Some(bound) = std::env::var_os(REPO_URL)
+        && bound != *job.repo_url
+    {
+        return Err(anyhow!("the job is to fetch from {:?}, and its credentials are for {bound:?}", job.repo_url));
+    }
     run_with(dirs, job, runtime, &Credentials::of_unit()?)
 }
 

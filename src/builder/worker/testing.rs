@@ -29,6 +29,7 @@ use crate::model::BuildId;
 pub(super) fn job(repo_url: &str, commit: &str) -> BuildJob {
     BuildJob {
         build: BuildId(1),
+        project: "p".parse().unwrap(),
         repo_url: repo_url.to_owned(),
         remote_ref: "refs/heads/main".to_owned(),
         commit: commit.parse().unwrap(),

@@ -104,6 +104,7 @@ mod tests {
     fn job(build: BuildId) -> BuildJob {
         BuildJob {
             build,
+            project: "p".parse().unwrap(),
             repo_url: "https://forge.example.com/me/p.git".to_owned(),
             remote_ref: "refs/heads/main".to_owned(),
             commit: "0123456789012345678901234567890123456789".parse().unwrap(),
@@ -116,7 +117,14 @@ mod tests {
     }
 
     fn spec(build: BuildId, phase: BuildPhase) -> BuildUnitSpec {
-        BuildUnitSpec { build, phase, credentials: Vec::new(), timeout_secs: 1 }
+        BuildUnitSpec {
+            build,
+            phase,
+            project: "p".parse().unwrap(),
+            credentials: Vec::new(),
+            repo_url: String::new(),
+            timeout_secs: 1,
+        }
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ use super::{
     BuildJob, BuildPhase, BuildUnitSpec, HostError, Inventory, Listener, Machine, SecretFiles, SiteLink, UnitSpec,
     UnitState,
 };
-use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
+use crate::model::{BranchSlug, BuildId, Environment, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// What a program does once its unit is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -163,6 +163,8 @@ impl Machine for FakeMachine {
     async fn secret_fingerprints(
         &self,
         key: &HostKey,
+        _project: &ProjectName,
+        _environment: Environment,
         secrets: &SecretFiles,
     ) -> Result<BTreeMap<String, String>, HostError> {
         self.act(Op::SecretFingerprints, async || {

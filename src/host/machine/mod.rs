@@ -39,7 +39,7 @@ use super::{
     UnitSpec, UnitState, files, tcp,
 };
 use crate::crash::{self, Point};
-use crate::model::{BranchSlug, BuildId, Port, ProjectName, ServiceName, StorePath, UnitName};
+use crate::model::{BranchSlug, BuildId, Environment, Port, ProjectName, ServiceName, StorePath, UnitName};
 
 /// Why something could not be done.
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -104,6 +104,8 @@ impl Machine for SystemdMachine {
     async fn secret_fingerprints(
         &self,
         key: &HostKey,
+        _project: &ProjectName,
+        _environment: Environment,
         secrets: &SecretFiles,
     ) -> Result<BTreeMap<String, String>, HostError> {
         let (key, secrets) = (key.clone(), secrets.clone());

@@ -18,7 +18,7 @@ use kennel::host::machine::layout::Layout;
 use kennel::host::machine::render::env::env_file as render_env_file;
 use kennel::host::machine::render::unit::unit_file as render_unit_file;
 use kennel::host::machine::render::word;
-use kennel::model::{BranchRef, CommitSha, DeploymentId, Port};
+use kennel::model::{BranchRef, CommitSha, DeploymentId, Environment, Port};
 use kennel::router::host_of;
 use kennel::webhook::payload::{self, Ask};
 use kennel::webhook::signature;
@@ -119,6 +119,8 @@ pub(crate) fn unit_file(data: &[u8]) {
     };
     let spec = UnitSpec {
         project,
+        branch: "heads/main".parse().expect("it is a branch"),
+        environment: Environment::Prod,
         slug,
         service,
         tag,

@@ -12,6 +12,7 @@ use super::{eventually, machine, run, store, timed};
 fn job(build: BuildId, what: &str) -> BuildJob {
     BuildJob {
         build,
+        project: "p".parse().unwrap(),
         repo_url: what.to_owned(),
         remote_ref: "refs/heads/main".to_owned(),
         commit: "0123456789012345678901234567890123456789".parse().unwrap(),
@@ -24,7 +25,14 @@ fn job(build: BuildId, what: &str) -> BuildJob {
 }
 
 fn spec(build: BuildId, phase: BuildPhase) -> BuildUnitSpec {
-    BuildUnitSpec { build, phase, credentials: Vec::new(), timeout_secs: 60 }
+    BuildUnitSpec {
+        build,
+        phase,
+        project: "p".parse().unwrap(),
+        credentials: Vec::new(),
+        repo_url: String::new(),
+        timeout_secs: 60,
+    }
 }
 
 fn api() -> ServiceName {

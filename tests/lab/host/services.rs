@@ -27,6 +27,8 @@ async fn spec(service: &str, deployment: i64, program: &str) -> UnitSpec {
     let port = Port::try_from(18000 + u16::try_from(deployment).unwrap()).unwrap();
     UnitSpec {
         project: "my-shop".parse().unwrap(),
+        branch: "heads/main".parse().unwrap(),
+        environment: kennel::model::Environment::Prod,
         slug: "main".parse().unwrap(),
         service: service.parse().unwrap(),
         tag: format!("kennel-my-shop-main-{service}").parse().unwrap(),

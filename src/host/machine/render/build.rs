@@ -7,7 +7,7 @@ use zbus::Variant;
 
 use super::RenderError;
 use crate::host::machine::layout::Layout;
-use crate::host::{BuildPhase, BuildUnitSpec};
+use crate::host::{BuildPhase, BuildUnitSpec, REPO_URL};
 
 /// What all build units have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +98,9 @@ pub fn build_unit(layout: &Layout, limits: &BuildLimits, spec: &BuildUnitSpec) -
         env.insert(name.to_owned(), value);
     }
     env.insert("NIX_REMOTE".to_owned(), "daemon".to_owned());
+    if !spec.credentials.is_empty() {
+        env.insert(REPO_URL.to_owned(), spec.repo_url.clone());
+    }
     let env: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
 
     let mut properties: Vec<Property> = vec![
@@ -239,7 +242,9 @@ mod tests {
             memory_max_bytes: 1 << 30,
             tasks_max: 512,
         };
-        let spec = BuildUnitSpec { build: BuildId(17), phase, credentials, timeout_secs: 3600 };
+        let repo_url = "https://forge.example.com/me/p.git".to_owned();
+        let project = "p".parse().unwrap();
+        let spec = BuildUnitSpec { build: BuildId(17), phase, project, credentials, repo_url, timeout_secs: 3600 };
         let properties = build_unit(&layout(), &limits, &spec).unwrap();
         properties.iter().map(|(name, value)| format!("{name} {} {value}", value.value_signature())).collect()
     }
@@ -328,6 +333,7 @@ mod tests {
         Description s "The fetch of build 17"
         ExecStart a(sasb) [("/usr/bin/kennel", ["/usr/bin/kennel", "build-worker", "fetch", "17", "--state-dir", "/var/lib/kennel"], false)]
         SyslogIdentifier s "kennel-fetch"
+        Environment as ["HOME=/var/lib/kennel/work/17", "KENNEL_REPO_URL=https://forge.example.com/me/p.git", "NIX_REMOTE=daemon", "PATH=/usr/bin", "XDG_CACHE_HOME=/var/lib/kennel/work/17/cache"]
         ProtectSystem s "strict"
         TemporaryFileSystem a(ss) [("/var/lib/kennel", "ro,mode=0755")]
         InaccessiblePaths as ["-/run/kennel", "-/run/dbus", "-/run/systemd/private"]

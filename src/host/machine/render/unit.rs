@@ -42,9 +42,9 @@ pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError
         port,
         store_path,
         program,
-        env: _,
         secrets,
         confinement,
+        ..
     } = spec;
     let description = format!("Deployment {deployment} of {service} ({project}, {slug})");
     let state = layout.state_directory(project, slug, service);
@@ -152,6 +152,8 @@ pub(crate) mod tests {
     pub(crate) fn spec() -> UnitSpec {
         UnitSpec {
             project: "my-project".parse().unwrap(),
+            branch: "heads/main".parse().unwrap(),
+            environment: crate::model::Environment::Prod,
             slug: "main".parse().unwrap(),
             service: "api".parse().unwrap(),
             tag: "kennel-my-project-main-api".parse().unwrap(),
