@@ -57,7 +57,7 @@ lib.throwIf (lib.versionOlder rustc.version manifest.package.rust-version)
   doCheck = false;
 
   postInstall = ''
-    install -D -m 444 -t $out/lib/systemd/system systemd/*
+    install -D -m 444 -t $out/lib/systemd/system systemd/*.service systemd/*.socket
     for unit in $out/lib/systemd/system/*; do
       substituteInPlace $unit \
         --replace-quiet /usr/bin/kennel $out/bin/kennel

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::http::{request, send};
 use crate::harness::pebble::{DIRECTORY, Pebble, visit_by_tls};
-use crate::harness::{App, Lab, LabConfig, ROUTER, Service, machine, until};
+use crate::harness::{App, Lab, LabConfig, ROUTER, Service, machine, split, until};
 
 /// How long an order may take that nothing holds up, refused nonces included.
 pub(crate) const ORDER_MAX: Duration = Duration::from_secs(60);
@@ -50,7 +50,8 @@ pub(crate) async fn served(host: &str, root: &str) -> String {
 
 pub(crate) async fn rows(query: &str) -> String {
     let script = format!(
-        "import sqlite3\nfor row in sqlite3.connect('file:/var/lib/kennel/kennel.db?mode=ro', uri=True).execute({query:?}): print(*row)"
+        "import sqlite3\nfor row in sqlite3.connect('file:{}?mode=ro', uri=True).execute({query:?}): print(*row)",
+        split::database().display()
     );
     machine::ok("python3", &["-c", &script]).await.trim().to_owned()
 }
@@ -82,11 +83,11 @@ async fn a_host_that_goes_live_gets_its_certificate_by_http_01_and_no_other_is_o
     .await;
     assert_eq!(pebble.said().await.matches("Issued certificate serial").count(), ordered + 1);
 
-    let dir = Path::new("/var/lib/kennel/certificates").join(&live["api"].host);
+    let dir = split::own_dir().join("certificates").join(&live["api"].host);
     let modes = machine::ok("stat", &["-c", "%a %U", dir.to_str().unwrap()]).await;
-    assert_eq!(modes.trim(), "700 root");
+    assert_eq!(modes.trim(), format!("700 {}", split::owner()));
     let modes = machine::ok("stat", &["-c", "%a %U", dir.join("certificate.pem").to_str().unwrap()]).await;
-    assert_eq!(modes.trim(), "600 root");
+    assert_eq!(modes.trim(), format!("600 {}", split::owner()));
     pebble.stop().await;
     lab.finish().await;
 }

@@ -42,6 +42,7 @@ mod remote_builders;
 mod restart;
 mod secrets;
 mod sites;
+mod split;
 mod under_load;
 mod upkeep;
 mod wildcards;

@@ -11,7 +11,7 @@ use ::http::Method;
 use serde_json::Value;
 use sqlx::Connection as _;
 
-use crate::harness::{App, Lab, LabConfig, Service, api, delivery, machine, until};
+use crate::harness::{App, Lab, LabConfig, Service, api, delivery, machine, split, until};
 
 const STATE: &str = "/var/lib/kennel";
 const BALLAST: &str = "/var/lib/kennel/ballast";
@@ -170,7 +170,7 @@ async fn kennel_starts_on_a_full_disk_and_serves() {
     // When there is room at its end, SQLite removes its log, and needs some to make that again.
     disk.make_room();
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
-    assert!(!Path::new(STATE).join("kennel.db-wal").exists());
+    assert!(!split::own_dir().join("kennel.db-wal").exists());
     disk.fill(0);
     start().await;
     assert_eq!(lab.version(&live.host).await, "one", "after a stop");
@@ -256,7 +256,7 @@ async fn gc_frees_what_it_said_and_keeps_what_runs_is_built_or_is_not_kennels() 
 /// Moves what the database says back in time, as if kennel had been there for so many days more.
 async fn grow_older(days: i64) {
     let ms = days * 86_400_000;
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(Path::new(STATE).join("kennel.db"));
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(split::database());
     let mut rows = sqlx::SqliteConnection::connect_with(&options).await.expect("kennel has a database");
     for (table, columns) in [
         ("branches", &["pushed_at", "gone_at"][..]),

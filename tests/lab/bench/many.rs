@@ -102,7 +102,7 @@ const COPY_BRANCHES: &str = "
 
 /// Changes the rows of a kennel that does not run.
 async fn change_rows(script: String) {
-    let options = SqliteConnectOptions::new().filename(Path::new("/var/lib/kennel/kennel.db")).foreign_keys(true);
+    let options = SqliteConnectOptions::new().filename(crate::harness::split::database()).foreign_keys(true);
     let mut rows = SqliteConnection::connect_with(&options).await.unwrap();
     let script = format!("begin; {script} commit;");
     sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut rows).await.unwrap();

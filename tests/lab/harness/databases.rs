@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
-use super::{CONFIG_DIR, machine, until, write_secret};
+use super::{CONFIG_DIR, machine, until, write_own_secret, write_secret};
 use crate::invariants::Databases;
 
 /// Where the servers' files lie.
@@ -34,7 +34,7 @@ impl Valkey {
              user default off\nuser kennel on >{password} ~* &* +@all\n"
         );
         write_secret(format!("{DIR}/valkey.conf").as_ref(), &settings);
-        write_secret(format!("{DIR}/valkey-url").as_ref(), &format!("redis://kennel:{password}@127.0.0.1:6379\n"));
+        write_own_secret(format!("{DIR}/valkey-url").as_ref(), &format!("redis://kennel:{password}@127.0.0.1:6379\n"));
         let valkey = Self;
         stop_kennel().await;
         valkey.stop().await;
@@ -119,7 +119,7 @@ impl Postgres {
         fs::create_dir_all(DIR).unwrap();
         let [_, password] = ADMIN_PASSWORDS;
         let url = format!("postgres://kennel:{password}@127.0.0.1:5432/postgres\n");
-        write_secret(format!("{DIR}/postgres-url").as_ref(), &url);
+        write_own_secret(format!("{DIR}/postgres-url").as_ref(), &url);
         let version = machine::names("/etc/postgresql".as_ref()).pop().expect("PostgreSQL is installed");
         let postgres = Self { unit: format!("postgresql@{version}-main.service") };
         stop_kennel().await;

@@ -67,7 +67,7 @@ pub(crate) async fn at_rest(acknowledged: &[Acknowledged], wanted: &BTreeMap<Str
 
 /// Looks once; tells what it saw and what is wrong with it.
 async fn look(acknowledged: &[Acknowledged]) -> (AtRest, Vec<String>) {
-    let rows = match Rows::read(&Path::new(STATE).join("kennel.db")).await {
+    let rows = match Rows::read(&super::split::database()).await {
         Ok(rows) => rows,
         Err(err) => return (AtRest::default(), vec![format!("the database cannot be read: {err}")]),
     };
@@ -122,7 +122,7 @@ async fn units() -> (BTreeMap<String, Unit>, Vec<String>) {
         let (id, active) = (value("Id"), value("ActiveState"));
         if id.ends_with(".slice") && active == "active" {
             slices.push(id);
-        } else if id.ends_with(".service") {
+        } else if id.ends_with(".service") && id != "kennel-host.service" {
             let number = |name| value(name).parse().unwrap_or_default();
             units.insert(id, Unit { pid: number("MainPID"), active, restarts: number("NRestarts") });
         }

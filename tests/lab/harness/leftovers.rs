@@ -24,6 +24,7 @@ pub(super) async fn wipe() {
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
     let _ = machine::run("systemctl", &["reset-failed", "kennel.service"]).await;
     super::sockets::let_go().await;
+    super::split::remove().await;
     if fs::remove_dir_all(Path::new(UNITS).join("kennel.service.d")).is_ok() {
         machine::ok("systemctl", &["daemon-reload"]).await;
     }
@@ -148,7 +149,7 @@ fn files_below(dir: &Path) -> Vec<String> {
 
 /// The first column of what kennel's database answers.
 pub(crate) async fn rows(query: &'static str) -> Vec<String> {
-    let options = SqliteConnectOptions::new().filename(Path::new(STATE).join("kennel.db")).read_only(true);
+    let options = SqliteConnectOptions::new().filename(super::split::database()).read_only(true);
     let mut connection = SqliteConnection::connect_with(&options).await.expect("kennel has a database");
     let rows = sqlx::query_scalar::<_, String>(query).fetch_all(&mut connection).await;
     rows.unwrap_or_else(|err| panic!("{query}: {err}"))
@@ -156,7 +157,7 @@ pub(crate) async fn rows(query: &'static str) -> Vec<String> {
 
 /// Changes kennel's rows behind its back, as the passing of time does; tells how many.
 pub(crate) async fn change_rows(statement: &str) -> u64 {
-    let options = SqliteConnectOptions::new().filename(Path::new(STATE).join("kennel.db"));
+    let options = SqliteConnectOptions::new().filename(super::split::database());
     let mut rows = SqliteConnection::connect_with(&options.busy_timeout(Duration::from_secs(5))).await.unwrap();
     let done = rows.execute(sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))).await;
     done.unwrap_or_else(|err| panic!("{statement}: {err}")).rows_affected()

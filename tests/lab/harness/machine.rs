@@ -51,6 +51,7 @@ pub(crate) async fn own_units() -> BTreeSet<String> {
     let listed = ok("systemctl", &["list-units", "--all", "--plain", "--no-legend", "kennel-*.service"]).await;
     let mut units: BTreeSet<_> = listed.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
     units.extend(names(Path::new("/run/systemd/system")).into_iter().filter(|name| name.starts_with("kennel-")));
+    units.remove("kennel-host.service");
     units
 }
 
@@ -131,7 +132,8 @@ pub(crate) fn listening_ports() -> BTreeSet<u16> {
 pub(crate) async fn kennel_journal(cursor: &str, fields: &[&str]) -> String {
     ok("journalctl", &["--sync"]).await;
     let after = format!("--after-cursor={cursor}");
-    let mut arguments = vec!["--quiet", "--no-pager", "--output=cat", "--unit=kennel.service", &after];
+    let mut arguments =
+        vec!["--quiet", "--no-pager", "--output=cat", "--unit=kennel.service", "--unit=kennel-host.service", &after];
     arguments.extend(fields);
     ok("journalctl", &arguments).await
 }

@@ -16,6 +16,7 @@ pub(crate) mod machine;
 pub(crate) mod pebble;
 pub(crate) mod repo;
 pub(crate) mod sockets;
+pub(crate) mod split;
 mod until;
 pub(crate) mod visitor;
 
@@ -94,6 +95,9 @@ impl Lab {
         let inside = std::env::var("KENNEL_LAB").is_ok_and(|value| value == "1");
         assert!(inside, "these tests take a whole machine: run them with `tests/lab/lab test`");
         leftovers::wipe().await;
+        if split::is_asked_for() {
+            split::install().await;
+        }
         for dir in [GATES_DIR, "/srv/git"] {
             let _ = fs::remove_dir_all(dir);
             fs::create_dir_all(dir).unwrap();
@@ -125,7 +129,7 @@ impl Lab {
     fn write_config(&self) {
         let dir = Path::new(CONFIG_DIR);
         for spec in &self.config.projects {
-            write_secret(&spec.secret_file(dir), &self.projects[&spec.name].secret);
+            write_own_secret(&spec.secret_file(dir), &self.projects[&spec.name].secret);
         }
         fs::write(dir.join("config.toml"), config::render(&self.config, dir, |name| self.forge.url(name))).unwrap();
     }
@@ -329,6 +333,15 @@ impl Drop for Lab {
             leftovers::show(&self.cursor);
             assert!(std::thread::panicking(), "a test ends with `lab.finish().await`");
         }
+    }
+}
+
+/// Writes a file that is the daemon's alone.
+pub(crate) fn write_own_secret(path: &Path, content: &str) {
+    write_secret(path, content);
+    if split::is_installed() {
+        let user = nix::unistd::User::from_name(split::USER).unwrap().expect("the daemon has a user");
+        std::os::unix::fs::chown(path, Some(user.uid.as_raw()), None).unwrap();
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) async fn hold(more: &[&str]) {
     fs::write(UNIT, unit).unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;
     // Sockets cannot be passed to a service that runs.
-    machine::ok("systemctl", &["stop", "kennel.service"]).await;
+    machine::ok("systemctl", &["stop", "kennel.service", "kennel.socket"]).await;
     machine::ok("systemctl", &["start", "kennel.socket"]).await;
 }
 
