@@ -1,7 +1,6 @@
 //! Certificates by a real authority: ordered when a host goes live, renewed, kept while the authority is away.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use http::Method;

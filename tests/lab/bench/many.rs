@@ -2,7 +2,6 @@
 //! are copies of its rows.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use http::Method;
