@@ -159,7 +159,7 @@ impl Caches {
 
     /// What Nix remembers of caches: it may be removed at any time.
     fn scratch(&self) -> PathBuf {
-        self.config.load().state_dir.join("caches")
+        self.config.load().own_dir.join("caches")
     }
 }
 

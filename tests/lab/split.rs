@@ -181,6 +181,7 @@ async fn whoever_takes_the_daemon_over_gets_no_further() {
         "project": "hello", "branch": "heads/main", "environment": "prod", "slug": "main", "service": "api",
         "tag": "kennel-hello-main-api", "user": "kennel-hello-main-api", "deployment": live.id, "port": 19_999,
         "store_path": store_path, "program": "api", "env": {}, "secrets": ["JWT"],
+        "confinement": { "limits": {}, "opt_outs": [] },
     });
     let with = |key: &str, value: Value| {
         let mut spec = spec.clone();
@@ -209,6 +210,7 @@ async fn whoever_takes_the_daemon_over_gets_no_further() {
         (with("program", json!("../../../bin/sh")), "begins with"),
         (with("program", json!("a/b")), "may hold only"),
         (with("deployment", json!(-1)), "not a unit of a deployment"),
+        (with("confinement", json!({ "limits": {}, "opt_outs": ["network_raw"] })), "does not allow hello"),
         (with("unit_dir", json!("/etc/systemd/system")), "unknown field"),
         (json!({ "start_build": { "build": 1, "phase": "fetch", "project": "x", "timeout_secs": 9 } }), "no project x"),
         (json!({ "empty_trash": { "older_than": { "secs": 0, "nanos": 0 } } }), "stays there for a day"),

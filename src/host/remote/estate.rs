@@ -14,7 +14,7 @@ use super::own_dir;
 use crate::host::files;
 
 /// What the daemon keeps, in the order in which it moves: the database last, since it is what tells that all is there.
-const OWN: [&str; 6] = ["certificates", "acme", "reserve", "kennel.db-wal", "kennel.db-shm", DATABASE];
+const OWN: [&str; 7] = ["certificates", "acme", "caches", "reserve", "kennel.db-wal", "kennel.db-shm", DATABASE];
 const DATABASE: &str = "kennel.db";
 const KEY: &str = "key";
 

@@ -3,6 +3,7 @@
 //! **Invariant:** a file of the operator's is opened only when his own file names it for that very project and purpose;
 //! units are touched only when their names are of kennel's making.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::fault::Refusal;
-use super::grants::Grants;
+use super::grants::{Granted, Grants};
 use super::protocol::{Call, VERSION};
 use crate::config::{self, Config, ProjectConfig};
 use crate::host::key::HostKey;
@@ -21,6 +22,7 @@ use crate::host::{
     BuildJob, BuildPhase, BuildUnitSpec, FETCH_TIMEOUT_SECS, HostError, Machine, SecretFiles, UnitSpec,
     build_timeout_secs,
 };
+use crate::model::confinement::{Confinement, OptOut};
 use crate::model::{BranchRef, BuildId, DeploymentId, Environment, ProjectName, TargetNames, UnitName};
 use crate::telemetry::chain;
 
@@ -122,7 +124,7 @@ impl Guard {
     }
 
     /// A deployment's specification with the files of its secrets, once all of it belongs together.
-    async fn resolved(&self, spec: UnitSpec) -> Result<UnitSpec, Refusal> {
+    pub(super) async fn resolved(&self, spec: UnitSpec) -> Result<UnitSpec, Refusal> {
         let UnitSpec { project, branch, environment, slug, service, tag, user, .. } = &spec;
         if !TargetNames::fit(project, branch, slug, service, tag, user) {
             return Err(Refusal::refused(format_args!(
@@ -132,13 +134,28 @@ impl Guard {
         deployments(&spec.unit())?;
         is_possible(*environment, branch)?;
         let (grants, unit) = (self.grants.clone(), spec.unit());
-        let before = blocking("see what a unit was given", move || Ok(grants.of(&unit)?)).await?;
-        let secrets = self.files(project, *environment, &spec.secrets, &before).await?;
-        if !secrets.is_empty() {
-            let (grants, unit, given) = (self.grants.clone(), spec.unit(), secrets.clone());
-            blocking("note what a unit is given", move || Ok(grants.note(&unit, &given)?)).await?;
+        let before = blocking("see what a unit was granted", move || Ok(grants.of(&unit)?)).await?;
+        let secrets = self.files(project, *environment, &spec.secrets, &before.secrets).await?;
+        let confinement = self.confinement(&spec, &before.opt_outs).await?;
+        let granted = Granted { secrets: secrets.clone(), opt_outs: confinement.opt_outs.clone() };
+        if granted != before {
+            let (grants, unit) = (self.grants.clone(), spec.unit());
+            blocking("note what a unit is granted", move || Ok(grants.note(&unit, &granted)?)).await?;
         }
-        Ok(UnitSpec { secrets, ..spec })
+        Ok(UnitSpec { secrets, confinement, ..spec })
+    }
+
+    /// What a deployment is kept in: within the limits of the operator's file, with no wall lowered but those it allows,
+    /// or allowed before for the same unit of a project that it names no more.
+    async fn confinement(&self, spec: &UnitSpec, before: &BTreeSet<OptOut>) -> Result<Confinement, Refusal> {
+        let (project, asked) = (&spec.project, &spec.confinement);
+        let config = self.config().await?;
+        let allowed = config.projects.get(project).map_or(before, |project| &project.sandbox_allow);
+        if let Some(opt_out) = asked.opt_outs.difference(allowed).find(|asked| !OptOut::HARMLESS.contains(asked)) {
+            return Err(Refusal::refused(format_args!("the operator does not allow {project} the opt-out {opt_out}")));
+        }
+        let limits = config.limits_of(project).grant(asked.limits);
+        Ok(Confinement { limits, opt_outs: asked.opt_outs.clone() })
     }
 
     /// The files of these secrets of a project in an environment: where the operator's file names them, else where it

@@ -18,6 +18,7 @@ use crate::host::fake::{Behaviour, FakeBuild, FakeMachine, Fault, Op};
 use crate::host::key::HostKey;
 use crate::host::machine::render::unit::tests::spec;
 use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, Listener, Machine as _, SecretFiles, UnitSpec, UnitState};
+use crate::model::confinement::{Confinement, Limits};
 use crate::model::{BuildId, Environment, Port};
 use crate::telemetry::chain;
 
@@ -58,7 +59,7 @@ impl Host {
     fn configure(&self, secret: &str) {
         let at = self.dir.path().display();
         let text = format!(
-            "base_domain = \"example.com\"\nstate_dir = \"{at}\"\n\
+            "base_domain = \"example.com\"\nstate_dir = \"{at}\"\n[limits]\nmemory_max = \"1G\"\n\
              [projects.my-project]\nrepo_url = \"{URL}\"\nrepo_type = \"forgejo\"\nwebhook_secret_file = \"/none\"\n\
              git_token_file = \"{at}/token\"\n[projects.my-project.secrets.prod]\n{secret} = {{ file = \"{at}/jwt\" }}\n\
              [projects.bank]\nrepo_url = \"{URL}\"\nrepo_type = \"forgejo\"\nwebhook_secret_file = \"/none\"\n\
@@ -129,6 +130,11 @@ async fn a_service_lives_and_goes_through_the_socket() {
     assert_eq!(prints.keys().collect::<Vec<_>>(), ["TOKEN"]);
     client.ensure_env_file(&spec).await.unwrap();
     client.ensure_unit(&spec).await.unwrap();
+    // Whatever the daemon says, the most is what the operator allows.
+    let asked = Limits { memory_max_bytes: Some(1 << 40), ..Limits::default() };
+    let confinement = Confinement { limits: asked, ..Confinement::default() };
+    let resolved = host.guard().await.resolved(UnitSpec { confinement, ..spec.clone() }).await.unwrap();
+    assert_eq!(resolved.confinement.limits.memory_max_bytes, Some(1 << 30));
     client.start_unit(&spec.unit()).await.unwrap();
     assert!(matches!(client.unit_state(&spec.unit()).await.unwrap(), UnitState::Active { .. }));
     assert_eq!(client.own_units().await.unwrap(), [spec.unit()]);
@@ -245,6 +251,10 @@ fn attacks() -> Vec<(Value, &'static str)> {
         (with("store_path", json!("/tmp/0123456789abcdfghijklmnpqrsvwxyz-evil")), "does not lie in `/nix/store`"),
         (with("program", json!("../../../../bin/sh")), "begins with `.` or `-`"),
         (with("program", json!("a/b")), "may hold only"),
+        (
+            with("confinement", json!({ "limits": {}, "opt_outs": ["namespaces"] })),
+            "the operator does not allow my-project the opt-out namespaces",
+        ),
         (with("unit_dir", json!("/etc/systemd/system")), "unknown field"),
         (
             json!({ "secret_fingerprints": { "project": "bank", "environment": "prod", "secrets": ["TOKEN"] } }),

@@ -28,7 +28,7 @@ pub(crate) fn is_installed() -> bool {
 pub(crate) async fn install() {
     if !machine::run("id", &[USER]).await.status.success() {
         let user = ["--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"];
-        machine::ok("useradd", &[&user[..], &["--gid", "kennel", USER]].concat()).await;
+        machine::ok("useradd", &[&user[..], &["--gid", "kennel", "--groups", "nix-users", USER]].concat()).await;
     }
     for name in HOST_UNITS {
         fs::copy(Path::new(SHIPPED).join(name), Path::new(UNITS).join(name)).unwrap();

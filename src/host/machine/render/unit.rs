@@ -33,18 +33,7 @@ pub fn is_project_slice(name: &str) -> bool {
 /// When a name holds what a unit cannot; the types of `spec` rule that out.
 pub fn unit_file(layout: &Layout, spec: &UnitSpec) -> Result<String, RenderError> {
     let UnitSpec {
-        project,
-        slug,
-        service,
-        tag,
-        user,
-        deployment,
-        port,
-        store_path,
-        program,
-        secrets,
-        confinement,
-        ..
+        project, slug, service, tag, user, deployment, port, store_path, program, secrets, confinement, ..
     } = spec;
     let description = format!("Deployment {deployment} of {service} ({project}, {slug})");
     let state = layout.state_directory(project, slug, service);
