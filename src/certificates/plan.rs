@@ -217,7 +217,14 @@ mod tests {
     #[test]
     fn one_wildcard_stands_for_all_hosts_of_a_project() {
         let shown = |wildcards| {
-            let hosts = ["api-main.shop.b.example", "web-x.shop.b.example", "b.example", "own.example", "k.b.example"];
+            let hosts = [
+                "api-main.shop.b.example",
+                "web-x.shop.b.example",
+                "a.web.shop.b.example",
+                "b.example",
+                "own.example",
+                "k.b.example",
+            ];
             let hosts: Vec<HostName> = hosts.iter().map(|host| host.parse().unwrap()).collect();
             let projects: Vec<ProjectName> = vec!["new".parse().unwrap(), "shop".parse().unwrap()];
             let base = "b.example".parse().unwrap();
@@ -225,9 +232,10 @@ mod tests {
         };
         assert_eq!(
             shown(Wildcards::Yes),
-            ["*.new.b.example", "*.shop.b.example", "b.example", "k.b.example", "own.example"]
+            ["*.new.b.example", "*.shop.b.example", "a.web.shop.b.example", "b.example", "k.b.example", "own.example"],
+            "a wildcard stands for one label"
         );
-        assert_eq!(shown(Wildcards::No).len(), 5, "each on its own");
+        assert_eq!(shown(Wildcards::No).len(), 6, "each on its own");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use http::Method;
+
 use crate::certificates::{ORDER_MAX, root_as, rows, served};
+use crate::harness::api;
 use crate::harness::dns::{Zone, give_token};
 use crate::harness::pebble::{DIRECTORY, Pebble, visit_by_tls};
 use crate::harness::{App, Lab, LabConfig, ProjectSpec, Service, machine, until};
@@ -43,6 +46,10 @@ async fn one_wildcard_by_dns_01_serves_every_preview_of_a_project() {
     assert_eq!(rows("select name from certificates").await, "*.hello.lab.test");
     assert_eq!(pebble.said().await.matches("Issued certificate serial").count(), 1);
     until("the proof is gone", ORDER_MAX, async || zone.texts().is_empty().then_some(())).await;
+    let counted = api::ask(Method::GET, "/metrics").await.expect(200).text();
+    let ends = rows("select expires_at / 1000 from certificates").await;
+    let expiry = format!("kennel_certificate_expiry_timestamp_seconds{{name=\"*.hello.lab.test\"}} {ends}\n");
+    assert!(counted.contains(&expiry), "{counted}");
 
     lab.restart().await;
     assert!(visit_by_tls(&topic.host, "/", &root).await.unwrap().contains("two"));
@@ -64,6 +71,9 @@ async fn a_token_that_is_refused_is_said_and_a_better_one_is_taken_on_reload() {
     let journal = lab.journal().await;
     assert!(journal.contains("No certificate for *.hello.lab.test, trying again at"), "{journal}");
     assert!(!journal.contains("revoked"), "a token is no news");
+    let status = machine::ok("kennel", &["status"]).await;
+    let shown = format!("No new certificate for *.hello.lab.test\n    {problem}");
+    assert!(status.contains("*.hello.lab.test  none yet  in ") && status.contains(&shown), "{status}");
 
     give_token("lab-token");
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
@@ -180,7 +190,7 @@ async fn records_lead_visitors_here_and_go_with_what_they_were_for() {
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
     there("they are still there", &[&hello[..], &other, &shop].concat()).await;
     let path = format!("/deployments/{}/teardown", live.id);
-    assert_eq!(crate::harness::api::ask(http::Method::POST, &path).await.status, 202);
+    assert_eq!(api::ask(Method::POST, &path).await.status, 202);
     there("they went with the service", &other).await;
     let told = lab.journal().await.matches("`taken.test`").count();
     assert_eq!(told, 1, "it is said once");
