@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::harness::{App, Lab, LabConfig, Service, api, machine, until};
+use crate::harness::{App, Lab, LabConfig, Service, api, machine, split, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_one_build_runs_and_one_is_queued_it_finishes_both() {
@@ -182,6 +182,7 @@ async fn units_and_environment_files_that_a_reboot_took_are_made_again() {
         fs::remove_file(Path::new("/run/systemd/system").join(unit)).unwrap();
     }
     machine::ok("systemctl", &["daemon-reload"]).await;
+    split::stop_sockets().await;
     fs::remove_dir_all("/run/kennel").unwrap();
 
     machine::ok("systemctl", &["start", "kennel.service"]).await;

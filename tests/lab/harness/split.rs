@@ -11,6 +11,8 @@ const SHIPPED: &str = "/lab/source/systemd";
 const UNITS: &str = "/etc/systemd/system";
 const HOST_UNITS: [&str; 2] = ["kennel-host.socket", "kennel-host.service"];
 const DROP_IN: &str = "/run/systemd/system/kennel.service.d";
+/// Where the URLs of databases are.
+const DATABASES: &str = "/srv/databases";
 /// Whom the daemon runs as.
 pub(crate) const USER: &str = "kennel";
 
@@ -30,6 +32,10 @@ pub(crate) async fn install() {
         let user = ["--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"];
         machine::ok("useradd", &[&user[..], &["--gid", "kennel", "--groups", "nix-users", USER]].concat()).await;
     }
+    // What was written before there was a user to give it to.
+    for name in machine::names(Path::new(DATABASES)).iter().filter(|name| name.ends_with("-url")) {
+        machine::ok("chown", &[USER, &format!("{DATABASES}/{name}")]).await;
+    }
     for name in HOST_UNITS {
         fs::copy(Path::new(SHIPPED).join(name), Path::new(UNITS).join(name)).unwrap();
     }
@@ -41,6 +47,13 @@ pub(crate) async fn install() {
     fs::create_dir_all(DROP_IN).unwrap();
     fs::copy(Path::new(SHIPPED).join("unprivileged.conf"), Path::new(DROP_IN).join("unprivileged.conf")).unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;
+}
+
+/// Ends the sockets that systemd holds for it, as a reboot does; kennel does not run.
+pub(crate) async fn stop_sockets() {
+    if is_installed() {
+        machine::ok("systemctl", &["stop", "kennel.socket", HOST_UNITS[0]]).await;
+    }
 }
 
 /// Undoes [`install`]; kennel does not run.
