@@ -50,7 +50,7 @@ async fn install(machine: &impl kennel::host::Machine, spec: &UnitSpec) {
 
 async fn healthy(port: Port) -> bool {
     let host: HostName = "a.example.com".parse().unwrap();
-    probe::http(port, "/health", &host).await.is_ok()
+    probe::http(port, kennel::model::Protocol::Http1, "/health", &host).await.is_ok()
 }
 
 async fn known_to_systemd(pattern: &str) -> String {
