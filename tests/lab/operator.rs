@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{App, Lab, Service, api, machine, until};
+use crate::harness::{App, Lab, Service, api, machine, split, until};
 
 /// Runs `kennel`, which must succeed; gives what it printed as data.
 async fn kennel(arguments: &[&str]) -> String {
@@ -120,6 +120,8 @@ async fn cancel_and_teardown_do_what_they_say_and_fail_when_they_cannot() {
 async fn a_daemon_that_is_not_there_is_told_as_such() {
     let lab = Lab::hello().await;
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
+    // With these, whoever asks starts it.
+    split::stop_sockets().await;
     let (code, said) = kennel_fails(&["status"]).await;
     assert!(code == 69 && said.contains("/run/kennel/kennel.sock"), "{code}: {said}");
     machine::ok("systemctl", &["start", "kennel.service"]).await;
