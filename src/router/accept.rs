@@ -9,8 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Io, Visitor};
+use super::connection::{self, Visitor};
 use super::generation::Generation;
+use super::io::Io;
 use super::metrics::Connected;
 use super::origin::Origin;
 use super::watch::Watch;

@@ -4,15 +4,13 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::Poll;
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,9 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::generation::{Generation, Stage};
+use super::io::Io;
 use super::metrics::Connected;
 use super::origin::Origin;
-use super::patience::Patience;
 use super::tls::Secured;
 use super::watch::{Moment, Watch};
 use super::{Shared, dispatch, http2};
@@ -31,8 +29,6 @@ use crate::places::{Place, Source};
 
 /// The most that is read of a request before buffers are made for it.
 const FIRST: usize = 1024;
-/// Up to this size the parts of a message are copied together: that costs less than telling the kernel where each is.
-const TOGETHER: usize = 1024;
 
 /// Who is at the other end of a connection, and how he came in.
 #[derive(Debug)]
@@ -54,9 +50,9 @@ pub(super) struct Visitor {
     /// Since when a request's head is waited for, as [`Moment`].
     since_ms: AtomicU64,
     /// Whether some of that head has come.
-    heard: AtomicBool,
+    pub(super) heard: AtomicBool,
     /// Whether he takes nothing of an answer at the moment.
-    stalled: AtomicBool,
+    pub(super) stalled: AtomicBool,
     held: Held,
 }
 
@@ -318,104 +314,4 @@ async fn park<S: AsyncRead + Unpin>(shared: &Shared, io: &mut Io<S>) -> bool {
         }
     })
     .await
-}
-
-/// A stream that fails when the other side takes nothing for too long, and says what comes and goes.
-#[derive(Debug)]
-pub(super) struct Io<S> {
-    stream: S,
-    /// What was read of it before.
-    first: Bytes,
-    visitor: Arc<Visitor>,
-    /// How long he may take nothing.
-    patience: Patience,
-}
-
-impl<S> Io<S> {
-    /// `stream`, of which `visitor` may take nothing for `limit`.
-    pub(super) fn new(stream: S, visitor: Arc<Visitor>, limit: Duration) -> Self {
-        Self { stream, first: Bytes::new(), visitor, patience: Patience::new(limit) }
-    }
-
-    /// Notes whether he has taken something: so many bytes, if `done` is ready.
-    fn watch<T>(&mut self, done: Poll<io::Result<T>>, bytes: impl FnOnce(&T) -> usize) -> Poll<io::Result<T>> {
-        if let Poll::Ready(taken) = &done {
-            if self.patience.is_used() && self.patience.end(Moment::now(), taken.as_ref().map_or(0, bytes)) {
-                self.visitor.wait_anew();
-                self.visitor.stalled.store(false, Ordering::Relaxed);
-            }
-            return done;
-        }
-        self.visitor.stalled.store(true, Ordering::Relaxed);
-        let now = Moment::now();
-        let due = self.patience.wait(now);
-        if now >= due {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        self.visitor.watch.until(due);
-        Poll::Pending
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.first.is_empty() {
-            let before = buf.filled().len();
-            let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-            if buf.filled().len() > before {
-                this.visitor.heard.store(true, Ordering::Relaxed);
-            }
-            return read;
-        }
-        let part = this.first.len().min(buf.remaining());
-        buf.put_slice(&this.first[..part]);
-        this.first.advance(part);
-        if this.first.is_empty() {
-            // An empty slice would keep the memory it was part of.
-            this.first = Bytes::new();
-        }
-        this.visitor.heard.store(true, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let done = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch(done, |bytes| *bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let mut joined = [0; TOGETHER];
-        let length = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-        let done = if length <= TOGETHER {
-            let mut room = &mut joined[..];
-            bufs.iter().for_each(|buf| room.put_slice(buf));
-            Pin::new(&mut this.stream).poll_write(cx, &joined[..length])
-        } else {
-            Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
-        };
-        this.watch(done, |bytes| *bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let done = Pin::new(&mut this.stream).poll_flush(cx);
-        this.watch(done, |()| 0)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
 }

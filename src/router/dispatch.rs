@@ -20,9 +20,10 @@ use tower::ServiceExt as _;
 
 use super::access_log::Line;
 use super::body::{Body, RequestBody};
-use super::connection::{Io, Turn, Visitor};
+use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
 use super::generation::Stage;
+use super::io::Io;
 use super::metrics::Series;
 use super::origin::Origin;
 use super::pages::{self, Problem};

@@ -18,6 +18,7 @@ mod h2c;
 mod headers;
 mod http2;
 mod https;
+mod io;
 mod metrics;
 mod origin;
 mod pages;

@@ -1,6 +1,7 @@
 //! Both files, read as their authors would write them, and as they would get them wrong.
 
 mod daemon;
+mod granted;
 mod project;
 
 use proptest::prelude::*;

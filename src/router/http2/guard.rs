@@ -11,7 +11,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
-use crate::router::connection::{Io, Visitor};
+use crate::router::connection::Visitor;
+use crate::router::io::Io;
 use crate::router::watch::Moment;
 
 /// The most credit there is, and what a connection begins with.

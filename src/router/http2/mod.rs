@@ -26,8 +26,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::guard::Guard;
 use self::streams::{Fresh, Offered, Running};
-use super::connection::{Io, Visitor};
+use super::connection::Visitor;
 use super::generation::Stage;
+use super::io::Io;
 use super::watch::Moment;
 use super::{Limits, Shared, dispatch};
 
