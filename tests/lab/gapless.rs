@@ -250,7 +250,7 @@ async fn gone(pid: u32) {
 async fn a_reload_after_an_upgrade_hands_over_and_cuts_nothing() {
     let (lab, host) = replaceable().await;
     let mut socket = lab.web_socket(&host).await;
-    let mut slow = begin(&host, "/slow");
+    let slow = begin(&host, "/slow");
     let load = Load::begin(&host, 8, 0);
     let mut processes = vec![machine::main_pid("kennel.service").await];
     for _ in 0..2 {
