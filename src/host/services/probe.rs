@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::request::Builder;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -92,15 +93,30 @@ async fn connect(port: Port) -> Result<TcpStream, ProbeFailure> {
 }
 
 async fn get(port: Port, path: &str, host: &HostName) -> Result<StatusCode, ProbeFailure> {
-    let broken = |error: hyper::Error| ProbeFailure::Broken(error.into());
     let request = Request::get(path).header(HOST, host.as_str());
     let request = as_a_visitors(request, host).header(CONNECTION, "close");
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| ProbeFailure::Broken(error.into()))?;
     let socket = connect(port).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
-    let answer = sender.send_request(request);
+    status(sender.send_request(request), connection).await
+}
+
+async fn get_by_http2(port: Port, path: &str, host: &HostName) -> Result<StatusCode, ProbeFailure> {
+    let request = as_a_visitors(Request::get(format!("http://{host}{path}")), host);
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| ProbeFailure::Broken(error.into()))?;
+    let socket = connect(port).await?;
+    // What hyper would have run elsewhere has to do with bodies that are sent: there is none.
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.map_err(broken)?;
+    status(sender.send_request(request), connection).await
+}
+
+/// The status of the answer that comes over this connection. The body does not matter; both are dropped with the head.
+async fn status(
+    answer: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<StatusCode, ProbeFailure> {
     tokio::pin!(connection, answer);
-    // The body does not matter; both are dropped with the answer's head.
     let answer = tokio::select! {
         biased;
         answer = &mut answer => answer,
@@ -112,25 +128,8 @@ async fn get(port: Port, path: &str, host: &HostName) -> Result<StatusCode, Prob
     Ok(answer.map_err(broken)?.status())
 }
 
-async fn get_by_http2(port: Port, path: &str, host: &HostName) -> Result<StatusCode, ProbeFailure> {
-    let broken = |error: hyper::Error| ProbeFailure::Broken(error.into());
-    let request = as_a_visitors(Request::get(format!("http://{host}{path}")), host);
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| ProbeFailure::Broken(error.into()))?;
-    let socket = connect(port).await?;
-    // What hyper would have run elsewhere has to do with bodies that are sent: there is none.
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.map_err(broken)?;
-    let answer = sender.send_request(request);
-    tokio::pin!(connection, answer);
-    let answer = tokio::select! {
-        biased;
-        answer = &mut answer => answer,
-        ended = &mut connection => {
-            ended.map_err(broken)?;
-            answer.await
-        }
-    };
-    Ok(answer.map_err(broken)?.status())
+fn broken(error: hyper::Error) -> ProbeFailure {
+    ProbeFailure::Broken(error.into())
 }
 
 fn as_a_visitors(request: Builder, host: &HostName) -> Builder {
@@ -143,6 +142,7 @@ fn as_a_visitors(request: Builder, host: &HostName) -> Builder {
 
 #[cfg(test)]
 mod tests {
+    use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::task::JoinSet;
@@ -199,6 +199,32 @@ mod tests {
         for broken in ["", "SSH-2.0-x\r\n\r\n"] {
             assert_eq!(probe(broken).await.0, Err("broke off instead of answering".to_owned()), "{broken:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_speaks_http_2_is_asked_by_it() {
+        let (port, listener) = listener().await;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let service = service_fn(async |request: Request<Incoming>| {
+                    let healthy =
+                        request.uri() == "http://a.example.com/health" && request.headers()[USER_AGENT] == "kennel";
+                    let status = if healthy { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                    Response::builder().status(status).body(Empty::<Bytes>::new())
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                // The probe goes as soon as it has its answer.
+                let _ = server.serve_connection(TokioIo::new(socket), service).await;
+            }
+        });
+        let host: HostName = "a.example.com".parse().unwrap();
+        http(port, Protocol::H2c, "/health", &host).await.unwrap();
+        let refused = http(port, Protocol::H2c, "/other", &host).await.unwrap_err().to_string();
+        assert_eq!(refused, "answered 404");
+        let misled = http(port, Protocol::Http1, "/health", &host).await.unwrap_err().to_string();
+        assert_eq!(misled, "broke off instead of answering");
     }
 
     #[tokio::test]
