@@ -185,6 +185,10 @@ fn trailers(buffer: &mut BytesMut) -> Result<Option<HeaderMap>, Malformed> {
         Ok(httparse::Status::Partial) if buffer.len() < MAX_TRAILERS => return Ok(None),
         _ => return Err(BAD),
     };
+    // A line feed alone ends a line for some readers and not for others (RFC 9112, section 2.2).
+    if (0..length).any(|at| buffer[at] == b'\n' && (at == 0 || buffer[at - 1] != b'\r')) {
+        return Err(BAD);
+    }
     let mut trailers = HeaderMap::with_capacity(fields.len());
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BAD)?;
@@ -208,6 +212,14 @@ mod tests {
                 Some(Piece::End) => return Ok(body),
                 None => decoder.close()?,
             }
+        }
+    }
+
+    #[test]
+    fn trailers_end_by_whole_line_ends() {
+        assert!(chunked(b"0\r\nx-sum: 1\r\n\r\n").is_ok());
+        for cut in [&b"0\r\nx-sum: 1\n\r\n"[..], b"0\r\nx-sum: 1\r\n\n\r\n", b"0\r\n\n"] {
+            assert!(chunked(cut).is_err(), "{:?}", String::from_utf8_lossy(cut));
         }
     }
 
