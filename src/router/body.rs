@@ -10,10 +10,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::Timeouts;
 use super::client::{Answer, Malformed, Piece};
 use super::connection::Turn;
 use super::h2c::AnswerBody;
@@ -162,22 +164,58 @@ impl HttpBody for Body {
     }
 }
 
-/// What a service answers. Holds the claim until the last byte has been passed on, or the visitor is gone.
+/// The service that an answer comes from: the claim on it, held until the last byte has been passed on or the visitor is
+/// gone, and how long it may be silent.
 #[derive(Debug)]
-pub(super) struct UpstreamBody {
-    answer: Answer,
+pub(super) struct Source {
     claim: Claim,
-    lane: usize,
     watch: Watch,
-    /// How long the service may be silent.
     idle: Duration,
     silent_since: Option<Moment>,
 }
 
+impl Source {
+    /// The service that `claim` leads to, whose answer with these headers is polled in the task of `watch`.
+    ///
+    /// It may be silent for long where the answer has no length known beforehand, as with server-sent events, followed
+    /// logs and long polls.
+    pub(super) fn new(claim: Claim, headers: &HeaderMap, watch: Watch, timeouts: &Timeouts) -> Self {
+        let has_length = headers.contains_key(header::CONTENT_LENGTH);
+        let idle = if has_length { timeouts.idle } else { timeouts.streaming_idle };
+        Self { claim, watch, idle, silent_since: None }
+    }
+
+    /// What has come of it, unless the drain is over: that ends what goes on without a pause as well.
+    pub(super) fn limit<T>(&mut self, polled: Poll<T>) -> Poll<Result<T, BodyError>> {
+        if self.claim.is_cut() {
+            return Poll::Ready(Err(BodyError::Cut));
+        }
+        if let Poll::Ready(piece) = polled {
+            self.silent_since = None;
+            return Poll::Ready(Ok(piece));
+        }
+        let now = Moment::now();
+        let due = self.silent_since.get_or_insert(now).after(self.idle);
+        if now >= due {
+            return Poll::Ready(Err(BodyError::Silent(self.idle)));
+        }
+        self.watch.until(due);
+        Poll::Pending
+    }
+}
+
+/// What a service answers.
+#[derive(Debug)]
+pub(super) struct UpstreamBody {
+    answer: Answer,
+    source: Source,
+    lane: usize,
+}
+
 impl UpstreamBody {
-    /// The body of `answer`, polled in the task of `watch`; `idle` is how long the service may be silent.
-    pub(super) fn new(answer: Answer, claim: Claim, lane: usize, watch: Watch, idle: Duration) -> Self {
-        let mut body = Self { answer, claim, lane, watch, idle, silent_since: None };
+    /// The body of `answer`, read by the router's thread `lane`.
+    pub(super) fn new(answer: Answer, source: Source, lane: usize) -> Self {
+        let mut body = Self { answer, source, lane };
         body.let_go();
         body
     }
@@ -185,35 +223,21 @@ impl UpstreamBody {
     /// Gives the connection back once the answer is over.
     fn let_go(&mut self) {
         if let Some(wire) = self.answer.take_wire() {
-            self.claim.give_back(self.lane, wire);
+            self.source.claim.give_back(self.lane, wire);
         }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(piece) = self.answer.poll_piece(cx) else {
-            return self.check_patience().map(|err| Some(Err(err)));
-        };
-        self.silent_since = None;
+        let polled = self.answer.poll_piece(cx);
+        let piece = ready!(self.source.limit(polled));
         self.let_go();
         Poll::Ready(match piece {
-            Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
-            Ok(Piece::End) => None,
-            Err(err) => Some(Err(BodyError::Service(err))),
+            Ok(Ok(Piece::Data(data))) => Some(Ok(Frame::data(data))),
+            Ok(Ok(Piece::Trailers(trailers))) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Ok(Piece::End)) => None,
+            Ok(Err(err)) => Some(Err(BodyError::Service(err))),
+            Err(err) => Some(Err(err)),
         })
-    }
-
-    fn check_patience(&mut self) -> Poll<BodyError> {
-        if self.claim.is_cut() {
-            return Poll::Ready(BodyError::Cut);
-        }
-        let now = Moment::now();
-        let due = self.silent_since.get_or_insert(now).after(self.idle);
-        if now >= due {
-            return Poll::Ready(BodyError::Silent(self.idle));
-        }
-        self.watch.until(due);
-        Poll::Pending
     }
 }
 
@@ -254,5 +278,26 @@ impl HttpBody for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{DeploymentId, Protocol};
+    use crate::router::upstream::Upstream;
+    use crate::router::watch::Watches;
+
+    #[tokio::test]
+    async fn what_goes_on_without_a_pause_ends_with_the_drain_too() {
+        let upstream = Arc::new(Upstream::new(DeploymentId(1), 18000.try_into().unwrap(), Protocol::Http1, 1));
+        let claim = upstream.claim().unwrap();
+        let watch = Watches::default().add();
+        let mut source = Source::new(claim, &HeaderMap::new(), watch, &Timeouts::default());
+        assert!(matches!(source.limit(Poll::Ready("more")), Poll::Ready(Ok("more"))));
+        upstream.drain(Duration::ZERO, || ()).await;
+        assert!(matches!(source.limit(Poll::Ready("more")), Poll::Ready(Err(BodyError::Cut))));
     }
 }

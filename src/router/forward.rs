@@ -4,7 +4,6 @@
 
 use std::future::poll_fn;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header;
@@ -15,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::Timeouts;
-use super::body::{Body, UpstreamBody};
+use super::body::{Body, Source, UpstreamBody};
 use super::client::{AnswerHead, Call, Failure, Framing, Repeatable, Sending, Upload, Waiting, Wire};
 use super::connection::Visitor;
 use super::headers;
@@ -139,7 +138,8 @@ enum Fault {
     Cut,
 }
 
-async fn connect(claim: &Claim, timeouts: &Timeouts) -> Result<Wire, Problem> {
+/// A new connection to the service that `claim` leads to.
+pub(super) async fn connect(claim: &Claim, timeouts: &Timeouts) -> Result<Wire, Problem> {
     let deployment = claim.deployment();
     // In a box of its own: it is rare, and would make room in every exchange.
     let connecting = Box::pin(Wire::connect(claim.port().get(), timeouts.connect));
@@ -242,13 +242,7 @@ fn answer(
         let switch = Switch { claim, service, first, websocket };
         return Ok(Outcome::Switch(answered(headers, Body::empty()), switch));
     }
-    let idle = patience(&headers, timeouts);
-    let body = UpstreamBody::new(call.into_answer(&head), claim, visitor.lane, visitor.watch.clone(), idle);
+    let source = Source::new(claim, &headers, visitor.watch.clone(), timeouts);
+    let body = UpstreamBody::new(call.into_answer(&head), source, visitor.lane);
     Ok(Outcome::Answer(answered(headers, body.into())))
-}
-
-/// How long a service may be silent within an answer: long where the answer has no length known beforehand,
-/// as with server-sent events, followed logs and long polls.
-fn patience(headers: &HeaderMap, timeouts: &Timeouts) -> Duration {
-    if headers.contains_key(header::CONTENT_LENGTH) { timeouts.idle } else { timeouts.streaming_idle }
 }

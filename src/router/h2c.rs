@@ -8,13 +8,13 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, Uri, Version, header};
+use http::{Request, Response, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -24,14 +24,14 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::TaskTracker;
 
 use super::Timeouts;
-use super::body::{Body, BodyError, RequestBody};
-use super::client::Wire;
+use super::body::{Body, BodyError, RequestBody, Source};
 use super::connection::Visitor;
+use super::forward;
 use super::headers;
 use super::origin::Origin;
 use super::pages::Problem;
 use super::upstream::Claim;
-use super::watch::{Moment, Watch};
+use super::watch::Moment;
 
 /// Requests on one connection before there is another. Many servers allow a hundred.
 const REQUESTS_MAX: usize = 100;
@@ -246,11 +246,7 @@ async fn connect(claim: &Claim, lane: usize, timeouts: &Timeouts) -> Result<Link
     if let Some(link) = links.find(lane) {
         return Ok(link);
     }
-    let wire = Wire::connect(claim.port().get(), timeouts.connect).await.map_err(|err| {
-        tracing::warn!(deployment.id = %deployment, error = %err, "Cannot connect to deployment {deployment}");
-        if err.kind() == std::io::ErrorKind::TimedOut { Problem::Silent } else { Problem::Refused }
-    })?;
-    let (stream, _) = wire.into_parts();
+    let (stream, _) = forward::connect(claim, timeouts).await?.into_parts();
     let mut builder = Builder::new(Tasks(links.tasks.clone()));
     builder
         .initial_stream_window_size(STREAM_WINDOW)
@@ -334,25 +330,16 @@ fn answer(
     let (mut parts, body) = response.into_parts();
     headers::clean_response(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    let idle = patience(&parts.headers, timeouts);
-    let body = AnswerBody { body, claim, watch: visitor.watch.clone(), idle, silent_since: None, _inside: inside };
+    let source = Source::new(claim, &parts.headers, visitor.watch.clone(), timeouts);
+    let body = AnswerBody { body, source, _inside: inside };
     Response::from_parts(parts, body.into())
 }
 
-/// How long a service may be silent within an answer: long where the answer has no length known beforehand.
-fn patience(headers: &HeaderMap, timeouts: &Timeouts) -> Duration {
-    if headers.contains_key(header::CONTENT_LENGTH) { timeouts.idle } else { timeouts.streaming_idle }
-}
-
-/// What a service answers. Holds the claim until the last byte has been passed on, or the visitor is gone.
+/// What a service answers.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     body: Incoming,
-    claim: Claim,
-    watch: Watch,
-    /// How long the service may be silent.
-    idle: Duration,
-    silent_since: Option<Moment>,
+    source: Source,
     _inside: Arc<()>,
 }
 
@@ -361,21 +348,11 @@ impl HttpBody for AnswerBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.silent_since = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)));
-        }
-        if this.claim.is_cut() {
-            return Poll::Ready(Some(Err(BodyError::Cut)));
-        }
-        let now = Moment::now();
-        let due = this.silent_since.get_or_insert(now).after(this.idle);
-        if now >= due {
-            return Poll::Ready(Some(Err(BodyError::Silent(this.idle))));
-        }
-        this.watch.until(due);
-        Poll::Pending
+        let Self { body, source, .. } = self.get_mut();
+        Poll::Ready(match ready!(source.limit(Pin::new(body).poll_frame(cx))) {
+            Ok(frame) => frame.map(|frame| frame.map_err(BodyError::Broken)),
+            Err(err) => Some(Err(err)),
+        })
     }
 
     fn is_end_stream(&self) -> bool {
