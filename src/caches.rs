@@ -28,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 pub struct Caches {
     store: Store,
     config: config::Shared,
+    /// For what Nix remembers of caches: it may be removed at any time.
+    scratch: PathBuf,
     bell: Bell,
 }
 
@@ -42,10 +44,10 @@ enum Task {
 }
 
 impl Caches {
-    /// A loop that has pushed nothing yet.
+    /// A loop that has pushed nothing yet; `scratch` is a directory for what Nix remembers of caches.
     #[must_use]
-    pub fn new(store: Store, config: config::Shared, bell: Bell) -> Self {
-        Self { store, config, bell }
+    pub fn new(store: Store, config: config::Shared, scratch: PathBuf, bell: Bell) -> Self {
+        Self { store, config, scratch, bell }
     }
 
     /// Pushes until shutdown. What is under way then is done again by the next run.
@@ -98,9 +100,7 @@ impl Caches {
                 return Ok(self.store.forget_push(push).await?);
             }
             Task::Fail(problem) => Err(problem),
-            Task::Do(destination) => {
-                cache::push(&destination, &paths, &self.scratch()).await.map_err(|err| chain(&err))
-            }
+            Task::Do(destination) => cache::push(&destination, &paths, &self.scratch).await.map_err(|err| chain(&err)),
         };
         match outcome {
             Ok(()) => {
@@ -155,11 +155,6 @@ impl Caches {
             Some(name) => format!("the Cachix cache `{name}`"),
             None => self.config.load().builder.cache.as_ref().map_or_else(String::new, |cache| cache.to.clone()),
         }
-    }
-
-    /// What Nix remembers of caches: it may be removed at any time.
-    fn scratch(&self) -> PathBuf {
-        self.config.load().own_dir.join("caches")
     }
 }
 

@@ -16,6 +16,7 @@ mod settle;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Context {
     pub config: config::Shared,
     /// By what this kennel's DNS records are known.
     pub mark: dns::Mark,
+    /// Below which directory chains and keys lie.
+    pub dir: PathBuf,
     /// Rung when hosts have got routes or lost them, and when the file was read again.
     pub bell: Bell,
 }
@@ -115,7 +118,7 @@ impl Keeper {
     pub async fn start(ctx: Context) -> anyhow::Result<Self> {
         // The client that talks to authorities takes the one that is installed. It may have been done before.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let drawer = Drawer::of(&ctx.config.load().own_dir);
+        let drawer = Drawer::of(&ctx.dir);
         let rows = ctx.store.certificates().await?;
         let own = drawer.clone();
         let held = tokio::task::spawn_blocking(move || read_all(&own, &rows)).await?;

@@ -10,7 +10,7 @@ async fn keeper(dir: &std::path::Path) -> Keeper {
     let store = Store::open(&dir.join("kennel.db")).await.unwrap();
     let (_, router) = Router::new(router::RouterConfig::default(), store.clone());
     let mark = dns::Mark::of(&store).await.unwrap();
-    Keeper::start(Context { store, router, config, mark, bell: Bell::default() }).await.unwrap()
+    Keeper::start(Context { store, router, config, mark, dir: dir.to_owned(), bell: Bell::default() }).await.unwrap()
 }
 
 #[tokio::test]

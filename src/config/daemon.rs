@@ -53,7 +53,6 @@ pub(super) fn config(root: &mut Table<'_, '_>) -> Option<Config> {
     Some(Config {
         base_domain: base_domain?,
         control_domain: control_domain?,
-        own_dir: state_dir.clone()?,
         state_dir: state_dir?,
         prune_projects: prune_projects?,
         api: api?,

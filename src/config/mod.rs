@@ -57,9 +57,6 @@ pub struct Config {
     pub control_domain: Option<HostName>,
     /// Where everything lies that must outlive a reboot. Default: `/var/lib/kennel`.
     pub state_dir: PathBuf,
-    /// Where in it the daemon keeps its own: database, keys, certificates. It is no key of the file: the state directory
-    /// itself, unless that is another process's.
-    pub own_dir: PathBuf,
     /// Whether a project that leaves this file is torn down, rather than served on. Default: no.
     pub prune_projects: bool,
     /// The operator's API.

@@ -42,6 +42,8 @@ pub const RUN_DIR: &str = "/run/kennel";
 pub struct Parts {
     /// The machine to work on.
     pub machine: Arc<dyn Machine>,
+    /// Where the daemon keeps its own: database, keys, certificates.
+    pub own_dir: PathBuf,
     /// Where the API's Unix socket lies.
     pub socket: PathBuf,
     /// Listening sockets that are there already.
@@ -57,11 +59,8 @@ pub struct Running {
     store: Store,
     config: config::Shared,
     secrets: webhook::Secrets,
-    builder: Bell,
-    deployer: Bell,
-    certificates: Bell,
-    records: Bell,
-    caches: Bell,
+    /// Rung when the file was read again.
+    bells: [Bell; 5],
     /// Where the router listens.
     pub router_addr: SocketAddr,
     /// Where it listens for HTTPS, if anywhere.
@@ -86,7 +85,7 @@ impl Running {
     /// # Errors
     /// When any of it cannot be had; then nothing runs.
     pub async fn start(config: Config, mut parts: Parts) -> anyhow::Result<Self> {
-        let (state_dir, own_dir) = (config.state_dir.clone(), config.own_dir.clone());
+        let (state_dir, own_dir) = (config.state_dir.clone(), parts.own_dir);
         tokio::fs::create_dir_all(&own_dir).await.with_context(|| format!("cannot make {}", own_dir.display()))?;
         let lock = lock(&own_dir.join("kennel.lock"))?;
         crash::point(Point::StartLocked);
@@ -207,6 +206,7 @@ impl Running {
             router: handle.clone(),
             config: shared.clone(),
             mark,
+            dir: own_dir.clone(),
             bell: certificates_bell.clone(),
         };
         // Before anybody is served by TLS.
@@ -231,7 +231,8 @@ impl Running {
         crash::point(Point::StartListening);
 
         let monitor = Monitor::new(store.clone(), handle.clone(), shared.clone());
-        let reconciler = Reconciler::new(deployer.clone());
+        let caches = Caches::new(store.clone(), shared.clone(), own_dir.join("caches"), caches_bell.clone());
+        let reconciler = Reconciler::new(deployer.clone(), own_dir);
         if let Err(err) = reconciler.begin().await {
             error!(error = %chain(&*err), "Could not compare the rows with the machine");
         }
@@ -244,17 +245,13 @@ impl Running {
         loops.spawn(Deployer::new(deployer).run(intake.clone()));
         loops.spawn(Builder::new(builder).run(intake.clone()));
         loops.spawn(monitor.run(intake.clone()));
-        loops.spawn(Caches::new(store.clone(), shared.clone(), caches_bell.clone()).run(intake.clone()));
+        loops.spawn(caches.run(intake.clone()));
         info!("kennel serves visitors on {router_addr} and operators on {api_addr}");
         Ok(Self {
             store,
             config: shared,
             secrets,
-            builder: builder_bell,
-            deployer: deployer_bell,
-            certificates: certificates_bell,
-            records: records_bell,
-            caches: caches_bell,
+            bells: [deployer_bell, builder_bell, certificates_bell, records_bell, caches_bell],
             router_addr,
             https_addr,
             api_addr,
@@ -300,8 +297,7 @@ impl Running {
     /// # Errors
     /// When the file is faulty; then nothing has changed.
     pub async fn reload(&self, path: &Path) -> anyhow::Result<()> {
-        let mut config = config::load(path)?;
-        config.own_dir.clone_from(&self.config.load().own_dir);
+        let config = config::load(path)?;
         let secrets = read_secrets(&config).await?;
         note_projects(&self.store, &config).await?;
         // The operator may have mended what they failed for.
@@ -310,11 +306,7 @@ impl Running {
         crash::point(Point::ReloadNoted);
         self.secrets.store(Arc::new(secrets));
         self.config.store(Arc::new(config));
-        self.deployer.ring();
-        self.builder.ring();
-        self.certificates.ring();
-        self.records.ring();
-        self.caches.ring();
+        self.bells.iter().for_each(Bell::ring);
         crash::point(Point::ReloadDone);
         Ok(())
     }

@@ -10,6 +10,7 @@ mod observe;
 mod plan;
 mod upkeep;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -35,13 +36,14 @@ const PARALLEL: usize = 32;
 #[derive(Clone)]
 pub struct Reconciler {
     ctx: deployer::Context,
+    own_dir: PathBuf,
 }
 
 impl Reconciler {
-    /// A reconciler over the deployer's store and machine.
+    /// A reconciler over the deployer's store and machine, which keeps room in reserve in `own_dir`.
     #[must_use]
-    pub fn new(ctx: deployer::Context) -> Self {
-        Self { ctx }
+    pub fn new(ctx: deployer::Context, own_dir: PathBuf) -> Self {
+        Self { ctx, own_dir }
     }
 
     /// Reconciles until shutdown.

@@ -30,9 +30,8 @@ impl Reconciler {
         if let Err(err) = self.sweep(now).await {
             error!(error = %chain(&*err), "Could not remove old rows");
         }
-        let dir = self.ctx.config.load().own_dir.clone();
-        if let Err(err) = keep_reserve(&dir).await {
-            warn!(error = %chain(&*err), "Could not keep room in reserve in {}", dir.display());
+        if let Err(err) = keep_reserve(&self.own_dir).await {
+            warn!(error = %chain(&*err), "Could not keep room in reserve in {}", self.own_dir.display());
         }
     }
 

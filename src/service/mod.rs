@@ -33,13 +33,14 @@ use crate::telemetry::chain;
 /// When it cannot start: the file is faulty, a webhook secret is missing or empty, the state directory is in use.
 pub async fn run(config_path: &Path, sockets: Sockets, predecessor: Option<Predecessor>) -> anyhow::Result<()> {
     let program = Program::running().context("cannot find kennel's own program")?;
-    let mut config = config::load(config_path)?;
+    let config = config::load(config_path)?;
     for notice in config.notices() {
         warn!("{notice}");
     }
-    let machine = reach_machine(&mut config, &program).await?;
+    let (machine, own_dir) = reach_machine(&config, &program).await?;
     let parts = Parts {
         machine,
+        own_dir,
         socket: Path::new(RUN_DIR).join("kennel.sock"),
         sockets,
         store_dir: PathBuf::from("/nix/store"),
@@ -83,18 +84,19 @@ pub async fn run(config_path: &Path, sockets: Sockets, predecessor: Option<Prede
     Ok(())
 }
 
-/// The machine: through `kennel host`, unless this process is root's and does all by itself.
-async fn reach_machine(config: &mut Config, program: &Program) -> anyhow::Result<Arc<dyn Machine>> {
+/// The machine, through `kennel host` unless this process is root's and does all by itself; and the directory of what is
+/// the daemon's own: the state directory itself, unless that has been divided.
+async fn reach_machine(config: &Config, program: &Program) -> anyhow::Result<(Arc<dyn Machine>, PathBuf)> {
     let own_dir = remote::own_dir(&config.state_dir);
     if !geteuid().is_root() {
-        config.own_dir = own_dir;
-        return Ok(Arc::new(HostClient::connect(Path::new(remote::SOCKET)).await?));
+        return Ok((Arc::new(HostClient::connect(Path::new(remote::SOCKET)).await?), own_dir));
     }
-    if own_dir.exists() {
-        remote::estate::take_back(&config.state_dir).with_context(|| format!("cannot take {}", own_dir.display()))?;
-        config.own_dir = own_dir;
+    let machine = Arc::new(SystemdMachine::connect(machine_config(config, program)).await?);
+    if !own_dir.exists() {
+        return Ok((machine, config.state_dir.clone()));
     }
-    Ok(Arc::new(SystemdMachine::connect(machine_config(config, program)).await?))
+    remote::estate::take_back(&config.state_dir).with_context(|| format!("cannot take {}", own_dir.display()))?;
+    Ok((machine, own_dir))
 }
 
 /// What the operator decides about the machine.

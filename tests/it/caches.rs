@@ -50,7 +50,10 @@ impl Built {
     async fn push(&self, lines: &str) -> Vec<PushView> {
         let text = format!("base_domain = \"a.b\"\nstate_dir = \"{}\"\n{lines}\n", self.dir.path().display());
         let config = Arc::new(ArcSwap::from_pointee(kennel::config::parse(&text).unwrap()));
-        Caches::new(self.store.clone(), config, Bell::default()).run_once().await.unwrap();
+        Caches::new(self.store.clone(), config, self.dir.path().join("caches"), Bell::default())
+            .run_once()
+            .await
+            .unwrap();
         self.store.list_pushes(self.build).await.unwrap()
     }
 }

@@ -86,6 +86,7 @@ impl Harness {
         let config = kennel::config::parse(&text).unwrap();
         let parts = Parts {
             machine: Arc::new(self.machine.clone()),
+            own_dir: config.state_dir.clone(),
             socket: self.dir.path().join("kennel.sock"),
             sockets: Sockets::default(),
             store_dir: self.dir.path().join("store"),
