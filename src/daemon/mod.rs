@@ -274,6 +274,7 @@ impl Running {
     pub async fn rehearse(config: &Config) -> anyhow::Result<()> {
         read_secrets(config).await?;
         read_token(config).await?;
+        read_pages(config).await?;
         Ok(())
     }
 

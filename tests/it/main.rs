@@ -14,6 +14,7 @@ mod layering;
 mod monitor;
 mod properties;
 mod reconcile;
+mod rehearsal;
 mod resume;
 mod secrets;
 mod turns;
