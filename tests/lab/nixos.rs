@@ -166,10 +166,14 @@ async fn what_is_missing_or_unsafe_is_refused_with_what_to_set() {
 }
 
 #[tokio::test]
-async fn what_the_guide_has_one_paste_evaluates() {
-    let page = fs::read_to_string(Path::new(SOURCE).join("docs/nixos.md")).unwrap();
-    let blocks: Vec<_> = page.split("```nix\n").skip(1).filter_map(|block| block.split("```").next()).collect();
-    assert!(blocks.len() > 5, "the guide shows configurations");
+async fn what_the_pages_have_one_paste_evaluates() {
+    let [readme, guide] = ["README.md", "docs/nixos.md"].map(|page| {
+        let page = fs::read_to_string(Path::new(SOURCE).join(page)).unwrap();
+        let blocks = page.split("```nix\n").skip(1).filter_map(|block| block.split("```").next());
+        blocks.map(str::to_owned).collect::<Vec<_>>()
+    });
+    assert!(readme.len() == 1 && guide.len() > 5, "they show configurations");
+    let blocks = [readme, guide].concat();
     let dir = Path::new("/tmp/guide");
     fs::create_dir_all(dir.join("secrets")).unwrap();
     for name in ["github-known-hosts", "secrets/shop-webhook.age", "secrets/shop-jwt.age"] {
@@ -185,8 +189,8 @@ async fn what_the_guide_has_one_paste_evaluates() {
         if block.contains("inputs.") || block.contains("imports = ") {
             continue;
         }
-        // The one that stands first is all one needs.
-        let modules = if n == 1 { file } else { format!("({base}) {file}") };
+        // Those that enable it are all one needs.
+        let modules = if block.contains("enable = true;\n    open") { file } else { format!("({base}) {file}") };
         let built = build("{ }", &format!("configFile [ {modules} ]")).await;
         assert!(built.status.success(), "{}\n{block}", said(&built));
     }
