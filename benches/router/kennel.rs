@@ -2,13 +2,18 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use kennel::router::{Certificate, Certificates, Limits, Listeners, Router, RouterConfig, Timeouts};
+use kennel::model::DeploymentId;
+use kennel::router::{Certificate, Certificates, Handle, Limits, Listeners, Router, RouterConfig, Timeouts};
 use kennel::store::Store;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxies::secure;
@@ -115,7 +120,7 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
             workers: NonZeroUsize::MIN,
             limits: Limits { connections: 16_384, connections_of_one: 16_384, ..Limits::default() },
             // Connections that idle are to be measured, not closed.
-            timeouts: Timeouts { request_header: std::time::Duration::from_secs(600), ..Timeouts::default() },
+            timeouts: Timeouts { request_header: Duration::from_secs(600), ..Timeouts::default() },
             ..RouterConfig::default()
         };
         let (router, handle) = Router::new(config, store);
@@ -127,7 +132,22 @@ pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()>
             http: vec![tokio::net::TcpListener::bind(address).await?],
             https: vec![tokio::net::TcpListener::bind(secure(address)).await?],
         };
-        router.run(listeners, CancellationToken::new()).await;
-        Ok(())
+        tokio::select! {
+            () = router.run(listeners, CancellationToken::new()) => Ok(()),
+            problem = obey(&handle) => problem,
+        }
     })
+}
+
+/// Takes deployments from the standard input: each has been replaced in the rows, and is to be drained.
+async fn obey(handle: &Handle) -> anyhow::Result<()> {
+    let input = pipe::Receiver::from_owned_fd(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+    let mut output = pipe::Sender::from_owned_fd(std::io::stdout().as_fd().try_clone_to_owned()?)?;
+    let mut input = BufReader::new(input).lines();
+    while let Some(line) = input.next_line().await? {
+        handle.reload().await?;
+        handle.drain(DeploymentId(line.parse()?), Duration::from_secs(30)).await;
+        output.write_all(b"drained\n").await?;
+    }
+    std::future::pending().await
 }

@@ -43,6 +43,7 @@ pub(crate) struct Requests {
 pub(crate) struct Seen {
     answers: Cell<u64>,
     bytes: Cell<u64>,
+    closed: Cell<u64>,
     latencies: RefCell<Vec<f64>>,
     stop: Cell<bool>,
 }
@@ -56,6 +57,11 @@ impl Seen {
     /// Bytes of bodies so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// Connections that were closed between two requests, so far.
+    pub(crate) fn closed(&self) -> u64 {
+        self.closed.get()
     }
 
     /// How long answers took, in milliseconds, since the last call.
@@ -155,7 +161,7 @@ async fn visit(
                 }
             }
             // A proxy may close a connection between two requests.
-            Ok(None) if reused => {}
+            Ok(None) if reused => seen.closed.set(seen.closed.get() + 1),
             Ok(None) => anyhow::bail!("the connection was closed without an answer"),
             Err(err) => return Err(err),
         }

@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "the table is what this is for")]
 
 mod cases;
+mod deploys;
 mod kennel;
 mod load;
 mod process;
@@ -43,6 +44,9 @@ struct Options {
     /// Only the cases whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
+    /// How many versions are switched under load, for the case "switches".
+    #[arg(long, default_value_t = 1000)]
+    switches: usize,
     /// Internal: be kennel's router on this address, with the database and store in the directory given.
     #[arg(long, hide = true, num_args = 2, value_names = ["ADDRESS", "DIRECTORY"])]
     serve: Option<Vec<String>>,
@@ -98,9 +102,14 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
         eprintln!("round {} of {}", round + 1, options.rounds);
     }
     let names: Vec<&str> = proxies.iter().map(|proxy| proxy.kind.name).collect();
-    print!("{}", report.render(&names));
+    if !cases.is_empty() {
+        print!("{}", report.render(&names));
+    }
     for proxy in proxies {
         proxy.stop().await?;
+    }
+    if wanted(&options.cases, "switches") && wanted(&options.proxies, "kennel") {
+        deploys::measure(directory.path(), &upstream, &site, options.switches).await?;
     }
     Ok(())
 }

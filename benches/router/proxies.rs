@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::file;
 use crate::kennel::{SITE_HOST, Site, host};
@@ -40,17 +42,20 @@ pub(crate) fn secure(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + 100)
 }
 
+/// The one this is about.
+pub(crate) const KENNEL: Kind = Kind {
+    name: "kennel",
+    serves_files: true,
+    serves_tls: true,
+    port: 17_001,
+    program: None,
+    configure: |_| String::new(),
+    arguments: |_| Vec::new(),
+};
+
 /// All of them.
 pub(crate) const KINDS: &[Kind] = &[
-    Kind {
-        name: "kennel",
-        serves_files: true,
-        serves_tls: true,
-        port: 17_001,
-        program: None,
-        configure: |_| String::new(),
-        arguments: |_| Vec::new(),
-    },
+    KENNEL,
     Kind {
         name: "nginx",
         serves_files: true,
@@ -98,10 +103,11 @@ impl Proxy {
     ) -> anyhow::Result<Option<Self>> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, kind.port));
         let mut command = Command::new("taskset");
-        command.args(["-c", "1"]).kill_on_drop(true).stdin(std::process::Stdio::null());
+        command.args(["-c", "1"]).kill_on_drop(true).stdin(Stdio::null());
         match kind.program {
             None => {
                 command.arg(std::env::current_exe()?).arg("--serve").arg(address.to_string()).arg(directory);
+                command.stdin(Stdio::piped()).stdout(Stdio::piped());
             }
             Some(program) => {
                 let Some(program) = find(program) else { return Ok(None) };
@@ -129,6 +135,13 @@ impl Proxy {
         anyhow::bail!("it does not listen on {address}")
     }
 
+    /// Where kennel is told to switch. There is one.
+    pub(crate) fn console(&mut self) -> anyhow::Result<Console> {
+        let (input, output) = (self.child.stdin.take(), self.child.stdout.take());
+        let (input, output) = input.zip(output).context("only kennel has one, and once")?;
+        Ok(Console { input, output: BufReader::new(output).lines() })
+    }
+
     /// Its process; taskset has become it.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it is only reaped by `stop`")
@@ -137,6 +150,25 @@ impl Proxy {
     /// Ends it.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("cannot end it")
+    }
+}
+
+/// Where kennel is told to switch, and says that it has.
+#[derive(Debug)]
+pub(crate) struct Console {
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Console {
+    /// Has it read the rows again, and let the requests in this deployment finish.
+    pub(crate) async fn drain(&mut self, deployment: i64) -> anyhow::Result<()> {
+        Ok(self.input.write_all(format!("{deployment}\n").as_bytes()).await?)
+    }
+
+    /// Returns when they have.
+    pub(crate) async fn drained(&mut self) -> anyhow::Result<()> {
+        self.output.next_line().await?.map(drop).context("kennel has ended")
     }
 }
 
