@@ -19,7 +19,7 @@ demo_up() {
   port_check KENNEL_LAB_ROUTER_PORT "$router_port"
   port_check KENNEL_LAB_API_PORT "$api_port"
   port_check KENNEL_LAB_FORGE_PORT "$forge_port"
-  cargo_build build --release
+  cargo_build build --bin kennel
   root_ensure
   say "Booting a machine"
   machine_boot demo
