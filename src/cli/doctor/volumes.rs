@@ -104,7 +104,7 @@ fn judge_space(check: &str, dir: &Path, volume: io::Result<Volume>, advice: &str
     let free = format!("{} of {} free at `{shown}`", gib(volume.free), gib(volume.total));
     match volume.free {
         ..NOTHING => Finding::failure(check, free, advice),
-        NOTHING..LITTLE => Finding::warning(check, free, advice),
+        NOTHING..LITTLE => Finding::warning(check, format!("{free}; builds may want {}", gib(LITTLE)), advice),
         LITTLE.. => Finding::ok(check, free),
     }
 }
@@ -143,5 +143,8 @@ mod tests {
     fn room_is_told_in_gibibytes() {
         let found = judge_space("nix store", Path::new("/nix/store"), with(Kind::Overlay, 25 * GIB / 2), "x");
         assert_eq!(found, Finding::ok("nix store", "12.5 GiB of 100.0 GiB free at `/nix/store`"));
+        let found = judge_space("nix store", Path::new("/nix/store"), with(Kind::Overlay, 3 * GIB), "make room");
+        let little = "3.0 GiB of 100.0 GiB free at `/nix/store`; builds may want 10.0 GiB";
+        assert_eq!(found, Finding::warning("nix store", little, "make room"));
     }
 }
