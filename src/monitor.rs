@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::chance::part_of_one;
 use crate::config;
 use crate::host::services::probe::{self, ProbeFailure};
-use crate::model::{DeploymentId, Destination, HostName, Port, Protocol, Route};
+use crate::model::{DeploymentId, Destination, HostName, Port, Protocol, Route, TargetId};
 use crate::router::Handle;
 use crate::store::Store;
 use crate::telemetry::chain;
@@ -43,6 +43,7 @@ pub struct Monitor {
 /// One service to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Check {
+    target: TargetId,
     deployment: DeploymentId,
     port: Port,
     protocol: Protocol,
@@ -142,7 +143,7 @@ impl Monitor {
     }
 
     async fn judge(&mut self, check: &Check, answer: Result<(), ProbeFailure>) -> anyhow::Result<()> {
-        let Check { deployment, host, .. } = check;
+        let Check { target, deployment, host, .. } = check;
         let reason = match (self.failures.count(check, &answer), answer) {
             (Some(Change::Healthy), _) => None,
             (Some(Change::Unhealthy), Err(failure)) => Some(match &check.path {
@@ -154,7 +155,7 @@ impl Monitor {
         if !self.store.note_health(*deployment, reason.as_deref()).await? {
             return Ok(());
         }
-        self.router.reload().await?;
+        self.router.reload_target(*target).await?;
         match reason {
             None => info!(deployment.id = %deployment, "Deployment {deployment} of {host} is healthy again"),
             Some(reason) => warn!(
@@ -176,10 +177,10 @@ fn offset(spread: &impl BuildHasher, deployment: DeploymentId, round: u64, lengt
 /// One check for each service, however many names it has.
 fn checks(routes: Vec<Route>) -> Vec<Check> {
     let (mut checks, mut seen) = (Vec::new(), HashSet::new());
-    for Route { host, deployment, destination, unhealthy, .. } in routes {
+    for Route { host, target, deployment, destination, unhealthy, .. } in routes {
         let Destination::Service { port, protocol, health_path } = destination else { continue };
         if seen.insert(deployment) {
-            checks.push(Check { deployment, port, protocol, host, path: health_path, unhealthy });
+            checks.push(Check { target, deployment, port, protocol, host, path: health_path, unhealthy });
         }
     }
     checks

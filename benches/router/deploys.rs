@@ -22,7 +22,7 @@ use crate::upstream::Upstream;
 use crate::{HOSTS, file};
 
 /// The service that is deployed.
-const NUMBER: usize = 7;
+pub(crate) const DEPLOYED: usize = 7;
 /// How many visitors ask, and how often all of them together in a second.
 const LOAD: (usize, u32) = (64, 4000);
 const GIGABYTE: u64 = 1_000_000_000;
@@ -46,7 +46,7 @@ pub(crate) async fn measure(directory: &Path, upstream: &Upstream, site: &Site, 
 }
 
 fn requests(proxy: &Proxy, path: &str) -> Requests {
-    let text = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", host(NUMBER));
+    let text = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", host(DEPLOYED));
     Requests { address: proxy.address, texts: Rc::from([text]), status: 200, tls: None }
 }
 
@@ -74,7 +74,7 @@ async fn switch(kennel: &mut Proxy, directory: &Path, switches: usize) -> anyhow
     let mut running = None;
     load::run(&requests(kennel, "/"), LOAD.0, Manner::Rate(LOAD.1), async |seen| {
         let mut probe = TcpStream::connect(kennel.address).await?;
-        let target = i64::try_from(NUMBER + 1)?;
+        let target = i64::try_from(DEPLOYED + 1)?;
         let (mut old, mut firsts) = (target, Vec::new());
         for number in 0..switches {
             let version = Version::start(number).await?;
@@ -160,7 +160,7 @@ async fn reply(mut stream: TcpStream, answer: String) -> std::io::Result<()> {
 
 /// The last characters of an answer over a connection that is kept: the version's name.
 async fn ask(stream: &mut TcpStream) -> anyhow::Result<String> {
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", host(NUMBER)).as_bytes()).await?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", host(DEPLOYED)).as_bytes()).await?;
     let mut seen = Vec::new();
     let whole = |seen: &[u8]| {
         let text = std::str::from_utf8(seen).ok()?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kennel::model::DeploymentId;
+use kennel::model::{DeploymentId, TargetId};
 use kennel::router::{Certificate, Certificates, Handle, Limits, Listeners, Router, RouterConfig, Timeouts};
 use kennel::store::Store;
 use sqlx::Connection as _;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
+use crate::deploys::DEPLOYED;
 use crate::proxies::secure;
 use crate::upstream::Upstream;
 use crate::{HOSTS, file};
@@ -144,8 +145,9 @@ async fn obey(handle: &Handle) -> anyhow::Result<()> {
     let input = pipe::Receiver::from_owned_fd(std::io::stdin().as_fd().try_clone_to_owned()?)?;
     let mut output = pipe::Sender::from_owned_fd(std::io::stdout().as_fd().try_clone_to_owned()?)?;
     let mut input = BufReader::new(input).lines();
+    let target = TargetId(i64::try_from(DEPLOYED + 1)?);
     while let Some(line) = input.next_line().await? {
-        handle.reload().await?;
+        handle.reload_target(target).await?;
         handle.drain(DeploymentId(line.parse()?), Duration::from_secs(30)).await;
         output.write_all(b"drained\n").await?;
     }

@@ -167,7 +167,7 @@ async fn switch_route(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(
         Switch::Live(_) => crash::point(Point::SwitchStored),
         Switch::Refused(why) => return Err(StepError::Unfit(Ending::Cancelled, why.to_owned())),
     }
-    ctx.router.reload().await?;
+    ctx.router.reload_target(deployment.target.id).await?;
     crash::point(Point::SwitchReloaded);
     if deployment.kind == Kind::Site {
         ctx.machine.ensure_site_link(&site_link(target), &artifact.store_path).await?;
@@ -179,7 +179,7 @@ async fn switch_route(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(
 async fn drain(ctx: &Context, deployment: &ClaimedDeployment) -> Result<(), StepError> {
     let artifact = ctx.store.artifact(deployment.build_id, &deployment.target.name).await?;
     // The table must have forgotten this version before it is closed, or its visitors would find it shut.
-    ctx.router.reload().await?;
+    ctx.router.reload_target(deployment.target.id).await?;
     let begun = deployment.draining_at.unwrap_or_default();
     let spent = u64::try_from(Timestamp::now().as_millisecond() - begun).unwrap_or(0);
     let whole = Duration::from_secs(artifact.settings.drain_secs().into());

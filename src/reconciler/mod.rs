@@ -54,7 +54,12 @@ impl Reconciler {
             tokio::select! {
                 () = bell.rung() => {}
                 // The first comes at once, when the daemon is up.
-                _ = tick.tick() => self.upkeep(Timestamp::now()).await,
+                _ = tick.tick() => {
+                    self.upkeep(Timestamp::now()).await;
+                    if let Err(err) = self.ctx.router.reload().await {
+                        error!(error = %chain(&err), "Could not compare the rows with the routes");
+                    }
+                }
                 () = shutdown.cancelled() => return,
             }
             if let Err(err) = self.run_once().await {

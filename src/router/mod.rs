@@ -110,11 +110,15 @@ enum Source {
 }
 
 impl Source {
-    async fn routes(&self) -> Result<Vec<Route>, StoreError> {
+    /// All of them, or those of one target.
+    async fn routes(&self, target: Option<TargetId>) -> Result<Vec<Route>, StoreError> {
         match self {
-            Self::Store(store) => store.routes().await,
+            Self::Store(store) => store.routes_of(target).await,
             #[cfg(test)]
-            Self::Given(routes) => Ok(routes.lock().expect("no test panics while it holds the routes").clone()),
+            Self::Given(routes) => {
+                let routes = routes.lock().expect("no test panics while it holds the routes");
+                Ok(routes.iter().filter(|route| target.is_none_or(|target| route.target == target)).cloned().collect())
+            }
         }
     }
 
@@ -289,11 +293,24 @@ impl Handle {
     /// # Errors
     /// When the rows cannot be read; the old table stays.
     pub async fn reload(&self) -> Result<(), StoreError> {
+        self.read_again(None).await
+    }
+
+    /// The same, of one target's rows: the others stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::reload`].
+    pub async fn reload_target(&self, target: TargetId) -> Result<(), StoreError> {
+        self.read_again(Some(target)).await
+    }
+
+    async fn read_again(&self, target: Option<TargetId>) -> Result<(), StoreError> {
         let _one_at_a_time = self.shared.reloading.lock().await;
-        let routes = self.shared.source.routes().await?;
+        let routes = self.shared.source.routes(target).await?;
         let previous = self.shared.table.load_full();
-        let table =
-            RouteTable::build(&routes, &previous, &self.shared.files, &self.shared.metrics, self.shared.workers.len());
+        let kept = |other| target.is_some_and(|target| other != target);
+        let Shared { files, metrics, workers, .. } = &*self.shared;
+        let table = RouteTable::build(&routes, &previous, kept, files, metrics, workers.len());
         let hosts_changed = !table.has_hosts_of(&previous);
         self.shared.table.store(Arc::new(table));
         if hosts_changed {

@@ -45,7 +45,7 @@ impl Seen {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Host {
     entry: Entry,
     seen: Arc<Seen>,
@@ -60,7 +60,7 @@ pub(super) struct RouteTable {
 }
 
 impl RouteTable {
-    /// The table of `routes`.
+    /// The table of `routes`, and of what is in `previous` of targets that are `kept`.
     ///
     /// What serves the same deployment at the same place is carried over from `previous`, so that its
     /// in-flight count and its idle connections survive; a drained upstream is not, since it never serves again.
@@ -68,6 +68,7 @@ impl RouteTable {
     pub(super) fn build(
         routes: &[Route],
         previous: &Self,
+        kept: impl Fn(TargetId) -> bool,
         files: &Arc<Files>,
         metrics: &Metrics,
         lanes: usize,
@@ -77,7 +78,8 @@ impl RouteTable {
         let mut tree = |root: &StorePath| Arc::clone(trees.entry(root.clone()).or_insert_with(|| files.tree(root)));
         let mut seen: HashMap<TargetId, Arc<Seen>> =
             previous.hosts.values().map(|host| (host.seen.target, Arc::clone(&host.seen))).collect();
-        let mut hosts = HashMap::with_capacity(routes.len());
+        let kept = previous.hosts.iter().filter(|(_, host)| kept(host.seen.target));
+        let mut hosts: HashMap<_, _> = kept.map(|(name, host)| (name.clone(), host.clone())).collect();
         // Those whose drain has begun are carried along only to be found.
         let (closed, open): (Vec<_>, Vec<_>) = previous.upstreams().partition(|upstream| upstream.is_closed());
         let place = |upstream: Arc<Upstream>| ((upstream.deployment(), upstream.port()), upstream);
@@ -181,7 +183,11 @@ mod tests {
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {
-        RouteTable::build(routes, previous, &Files::new("/nix/store".into(), 0), &Metrics::default(), 2)
+        replace(routes, previous, |_| false)
+    }
+
+    fn replace(routes: &[Route], previous: &RouteTable, kept: impl Fn(TargetId) -> bool) -> RouteTable {
+        RouteTable::build(routes, previous, kept, &Files::new("/nix/store".into(), 0), &Metrics::default(), 2)
     }
 
     fn upstream(table: &RouteTable, host: &str) -> Arc<Upstream> {
@@ -204,6 +210,29 @@ mod tests {
         let rows = [route("a.example", 1, 18000), route("b.example", 1, 18000)];
         let table = build(&rows, &RouteTable::default());
         assert!(Arc::ptr_eq(&upstream(&table, "a.example"), &upstream(&table, "b.example")));
+    }
+
+    #[test]
+    fn a_target_is_replaced_and_the_others_stay() {
+        let custom = |target, deployment| Route { target: TargetId(target), ..route("own.example", deployment, 18003) };
+        let rows = [route("a.example", 1, 18000), route("b.example", 2, 18001), custom(2, 2)];
+        let first = build(&rows, &RouteTable::default());
+        let leads = |table: &RouteTable| {
+            let mut found: Vec<_> =
+                table.hosts.keys().map(|host| (host.to_string(), upstream(table, host).deployment().0)).collect();
+            found.sort();
+            found
+        };
+        let of = |pairs: &[(&str, i64)]| pairs.iter().map(|(host, id)| ((*host).to_owned(), *id)).collect::<Vec<_>>();
+        // The second gives its own domain up, the first takes it, and then has no live version.
+        let second = replace(&[route("b.example", 2, 18001)], &first, |target| target != TargetId(2));
+        assert_eq!(leads(&second), of(&[("a.example", 1), ("b.example", 2)]));
+        let third = [Route { target: TargetId(1), ..route("a.example", 7, 18004) }, custom(1, 7)];
+        let third = replace(&third, &second, |target| target != TargetId(1));
+        assert_eq!(leads(&third), of(&[("a.example", 7), ("b.example", 2), ("own.example", 7)]));
+        assert!(Arc::ptr_eq(&upstream(&first, "b.example"), &upstream(&third, "b.example")));
+        let fourth = replace(&[], &third, |target| target != TargetId(1));
+        assert_eq!(leads(&fourth), of(&[("b.example", 2)]));
     }
 
     #[test]

@@ -15,6 +15,14 @@ impl Store {
     /// # Errors
     /// When the database refuses.
     pub async fn routes(&self) -> Result<Vec<Route>, StoreError> {
+        self.routes_of(None).await
+    }
+
+    /// Those of one target only, if one is named.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn routes_of(&self, target: Option<TargetId>) -> Result<Vec<Route>, StoreError> {
         let rows = sqlx::query!(
             r#"select r.host as "host!: HostName", r.target_id as "target!: TargetId",
                br.project as "project!: ProjectName", t.name as "service!: ServiceName", d.id as "deployment!: DeploymentId", a.settings,
@@ -25,13 +33,14 @@ impl Store {
                join branches br on br.id = t.branch_id
                join artifacts a on a.build_id = d.build_id and a.name = t.name
                left join ports p on p.deployment_id = d.id
-               where d.state = 'live'
-               order by r.host"#
+               where d.state = 'live' and (?1 is null or r.target_id = ?1)
+               order by r.host"#,
+            target
         )
         .fetch_all(&self.readers)
         .await
         .map_err(during("read the routes"))?;
-        let earlier = self.earlier_versions().await?;
+        let earlier = self.earlier_versions(target).await?;
         let mut routes = Vec::with_capacity(rows.len());
         for row in rows {
             let settings = settings_from_json(&row.settings).map_err(during("read a route's settings"))?;
@@ -67,14 +76,19 @@ impl Store {
 
     /// The store paths of the versions of each site that have been live and that a root keeps, the newest first and
     /// each once.
-    async fn earlier_versions(&self) -> Result<HashMap<TargetId, Vec<StorePath>>, StoreError> {
+    async fn earlier_versions(
+        &self,
+        target: Option<TargetId>,
+    ) -> Result<HashMap<TargetId, Vec<StorePath>>, StoreError> {
         let rows = sqlx::query!(
             r#"select t.id as "target!: TargetId", a.store_path as "store_path!: StorePath"
                from targets t
                join deployments d on d.target_id = t.id
                join artifacts a on a.build_id = d.build_id and a.name = t.name
                where t.kind = 'site' and t.gone_at is null and d.live_at is not null and a.rooted = 1
-               order by t.id, d.live_at desc, d.id desc"#
+                 and (?1 is null or t.id = ?1)
+               order by t.id, d.live_at desc, d.id desc"#,
+            target
         )
         .fetch_all(&self.readers)
         .await

@@ -14,6 +14,7 @@ mod strictness;
 mod swaps;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,8 +65,11 @@ impl Front {
 
     async fn switch(&self, routes: Vec<Route>) {
         let Source::Given(given) = &self.handle.shared.source else { unreachable!("tests give their routes") };
+        let targets: BTreeSet<_> = given.lock().unwrap().iter().chain(&routes).map(|route| route.target).collect();
         *given.lock().unwrap() = routes;
-        self.handle.reload().await.unwrap();
+        for target in targets {
+            self.handle.reload_target(target).await.unwrap();
+        }
     }
 
     async fn connect(&self) -> Raw {
@@ -184,7 +188,7 @@ fn route_to(deployment: i64, port: Port) -> Route {
         unhealthy: false,
         project: "shop".parse().unwrap(),
         service: "api".parse().unwrap(),
-        target: TargetId(deployment),
+        target: TargetId(1),
         host: HOST.parse().unwrap(),
         deployment: DeploymentId(deployment),
         destination: Destination::Service { port, protocol: Protocol::Http1, health_path: None },

@@ -146,7 +146,8 @@ async fn a_websocket_lives_until_its_drain_is_over_and_not_longer() {
 #[tokio::test]
 async fn a_deploy_of_one_service_leaves_the_websockets_of_another_alone() {
     let (held, service, next) = (websockets().await, websockets().await, websockets().await);
-    let other = Route { host: "chat-main.shop.example.com".parse().unwrap(), ..route_to(9, held.port) };
+    let host = "chat-main.shop.example.com".parse().unwrap();
+    let other = Route { host, target: TargetId(9), ..route_to(9, held.port) };
     let front = Front::start([service.route(1), vec![other.clone()]].concat()).await;
     let stream = TcpStream::connect(front.address).await.unwrap();
     let (mut socket, _) = tokio_tungstenite::client_async("ws://chat-main.shop.example.com/", stream).await.unwrap();
