@@ -6,7 +6,6 @@ use super::Answer;
 use crate::builder::worker;
 use crate::host::BuildPhase;
 use crate::model::BuildId;
-use crate::telemetry::chain;
 
 /// Do one half of a build, inside its unit
 #[derive(Debug, clap::Args)]
@@ -33,8 +32,5 @@ pub(super) fn run(arguments: &Arguments) -> Answer {
         Phase::Fetch => BuildPhase::Fetch,
         Phase::Build => BuildPhase::Build,
     };
-    match worker::run(phase, arguments.build, &arguments.state_dir) {
-        Ok(()) => Answer { stdout: String::new(), stderr: String::new(), code: 0 },
-        Err(err) => Answer { stdout: String::new(), stderr: format!("kennel: {}\n", chain(&*err)), code: 1 },
-    }
+    worker::run(phase, arguments.build, &arguments.state_dir).into()
 }

@@ -7,8 +7,7 @@ use anyhow::Context as _;
 use super::Answer;
 use crate::handover::{self, Predecessor};
 use crate::sockets::Sockets;
-use crate::telemetry::{self, chain};
-use crate::{config, service};
+use crate::{config, service, telemetry};
 
 /// Run the service: what `systemd/kennel.service` starts
 #[derive(Debug, clap::Args)]
@@ -31,10 +30,7 @@ enum HandOver {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Answer {
-    match serve(arguments) {
-        Ok(()) => Answer { stdout: String::new(), stderr: String::new(), code: 0 },
-        Err(err) => Answer { stdout: String::new(), stderr: format!("kennel: {}\n", chain(&*err)), code: 1 },
-    }
+    serve(arguments).into()
 }
 
 fn serve(arguments: &Arguments) -> anyhow::Result<()> {

@@ -6,8 +6,7 @@ use anyhow::Context as _;
 
 use super::Answer;
 use crate::sockets::Sockets;
-use crate::telemetry::{self, chain};
-use crate::{config, service};
+use crate::{config, service, telemetry};
 
 /// Do what the daemon asks for that needs root: what `systemd/kennel-host.service` starts
 #[derive(Debug, clap::Args)]
@@ -21,10 +20,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Answer {
-    match serve(arguments) {
-        Ok(()) => Answer { stdout: String::new(), stderr: String::new(), code: 0 },
-        Err(err) => Answer { stdout: String::new(), stderr: format!("kennel: {}\n", chain(&*err)), code: 1 },
-    }
+    serve(arguments).into()
 }
 
 fn serve(arguments: &Arguments) -> anyhow::Result<()> {

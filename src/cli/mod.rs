@@ -35,6 +35,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::telemetry::chain;
+
 /// The exit code of misuse, and of a file with faults.
 const MISUSE: u8 = 64;
 
@@ -110,6 +112,16 @@ fn misuse(err: &clap::Error) -> String {
     let problem = text.split("\n\n").next().unwrap_or_default();
     let problem = problem.split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{problem}\nhint: `kennel help` lists the commands, `kennel help COMMAND` explains one\n")
+}
+
+/// Of a command that has said all it has to say, unless it failed.
+impl From<anyhow::Result<()>> for Answer {
+    fn from(done: anyhow::Result<()>) -> Self {
+        match done {
+            Ok(()) => Self { stdout: String::new(), stderr: String::new(), code: 0 },
+            Err(err) => Self { stdout: String::new(), stderr: format!("kennel: {}\n", chain(&*err)), code: 1 },
+        }
+    }
 }
 
 impl Answer {
