@@ -2,8 +2,8 @@
 
 use super::client::Client;
 use super::failure::Failure;
-use super::screen::{Column, Row, Screen, clean, span};
-use super::words::{build_mood, print_json, short, show_waiting};
+use super::screen::{Screen, span};
+use super::words::{print_json, show_builds, show_waiting};
 use crate::api::wire::BuildView;
 use crate::model::ProjectName;
 
@@ -33,34 +33,12 @@ pub(super) async fn run(args: &BuildsArgs, client: &Client, screen: &mut Screen<
     if builds.is_empty() {
         return Ok(screen.line("Nothing was built yet. Push to a project, or see `kennel deploy --help`.")?);
     }
-    let heading = [
-        Column::number("ID"),
-        Column::text("PROJECT"),
-        Column::text("BRANCH"),
-        Column::text("COMMIT"),
-        Column::mood("STATE"),
-        Column::number("AGE"),
-        Column::number("DURATION"),
-        Column::text("TITLE"),
-    ];
-    let rows: Vec<Row> = builds.iter().map(|build| row(build, screen.now)).collect();
-    screen.table(&heading, &rows)?;
+    let now = screen.now;
+    let times = |build: &BuildView| {
+        let ended = build.finished_at.unwrap_or(now);
+        let duration = build.started_at.map_or_else(|| "-".to_owned(), |started| span(ended - started));
+        [span(now - build.queued_at), duration]
+    };
+    show_builds(&builds, "ID", ["AGE", "DURATION"], times, screen)?;
     Ok(show_waiting(&builds.iter().collect::<Vec<_>>(), screen)?)
-}
-
-fn row(build: &BuildView, now: i64) -> Row {
-    let ended = build.finished_at.unwrap_or(now);
-    Row {
-        mood: build_mood(build.state),
-        cells: vec![
-            build.id.to_string(),
-            build.project.to_string(),
-            clean(&build.branch),
-            short(&build.commit).to_owned(),
-            build.state.to_string(),
-            span(now - build.queued_at),
-            build.started_at.map_or_else(|| "-".to_owned(), |started| span(ended - started)),
-            clean(build.title.as_deref().unwrap_or_default()),
-        ],
-    }
 }

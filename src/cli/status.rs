@@ -6,7 +6,7 @@ use super::certificates;
 use super::client::Client;
 use super::failure::Failure;
 use super::screen::{Column, Mood, Row, Screen, clean, span};
-use super::words::{build_mood, deployment_mood, path_of, print_json, short, show_waiting};
+use super::words::{deployment_mood, path_of, print_json, short, show_builds, show_waiting};
 use crate::api::wire::{BuildView, CertificateInfo, DeploymentInfo, DeploymentView, ProjectView};
 use crate::model::{BuildState, DeploymentState, ProjectName};
 
@@ -59,18 +59,10 @@ impl Everything {
     fn show(&self, screen: &mut Screen<'_>) -> std::io::Result<()> {
         let open: Vec<&BuildView> = self.builds.iter().filter(|build| !build.state.is_terminal()).collect();
         if !open.is_empty() {
-            let heading = [
-                Column::number("BUILD"),
-                Column::text("PROJECT"),
-                Column::text("BRANCH"),
-                Column::text("COMMIT"),
-                Column::mood("STATE"),
-                Column::number("FOR"),
-                Column::text("TITLE"),
-            ];
+            let now = screen.now;
+            let times = |build: &BuildView| [span(now - build.started_at.unwrap_or(build.queued_at))];
             // The one that is nearest to its end comes first.
-            let rows: Vec<Row> = open.iter().rev().map(|build| open_build(build, screen.now)).collect();
-            screen.table(&heading, &rows)?;
+            show_builds(open.iter().rev().copied(), "BUILD", ["FOR"], times, screen)?;
             show_waiting(&open, screen)?;
             screen.line("")?;
         }
@@ -222,21 +214,6 @@ fn show_failure(screen: &mut Screen<'_>, title: &str, reason: Option<&str>, next
         screen.line(format!("    {}", clean(&line.replace('\t', "    "))).trim_end())?;
     }
     screen.line(&format!("  {next}"))
-}
-
-fn open_build(build: &BuildView, now: i64) -> Row {
-    Row {
-        mood: build_mood(build.state),
-        cells: vec![
-            build.id.to_string(),
-            build.project.to_string(),
-            clean(&build.branch),
-            short(&build.commit).to_owned(),
-            build.state.to_string(),
-            span(now - build.started_at.unwrap_or(build.queued_at)),
-            clean(build.title.as_deref().unwrap_or_default()),
-        ],
-    }
 }
 
 fn deployment(info: &DeploymentInfo, now: i64) -> Row {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::failure::Failure;
-use super::screen::{Mood, Screen, clean};
+use super::screen::{Column, Mood, Row, Screen, clean};
 use crate::api::wire::{BuildView, DeploymentView};
 use crate::model::{BuildState, CommitSha, DeploymentState};
 
@@ -17,7 +17,7 @@ pub(super) fn path_of(deployment: &DeploymentView) -> String {
     format!("{}/{}/{}", deployment.project, clean(&deployment.branch), deployment.service)
 }
 
-pub(super) fn build_mood(state: BuildState) -> Mood {
+fn build_mood(state: BuildState) -> Mood {
     match state {
         BuildState::Queued | BuildState::Building => Mood::Busy,
         BuildState::Success => Mood::Good,
@@ -35,6 +35,38 @@ pub(super) fn deployment_mood(state: DeploymentState) -> Mood {
             Mood::Past
         }
     }
+}
+
+/// Shows builds in a table that is headed by `number` and, for what `times` tells of each of them, `headings`.
+pub(super) fn show_builds<'b, const N: usize>(
+    builds: impl IntoIterator<Item = &'b BuildView>,
+    number: &'static str,
+    headings: [&'static str; N],
+    times: impl Fn(&BuildView) -> [String; N],
+    screen: &mut Screen<'_>,
+) -> std::io::Result<()> {
+    let first = [
+        Column::number(number),
+        Column::text("PROJECT"),
+        Column::text("BRANCH"),
+        Column::text("COMMIT"),
+        Column::mood("STATE"),
+    ];
+    let heading: Vec<_> =
+        first.into_iter().chain(headings.map(Column::number)).chain([Column::text("TITLE")]).collect();
+    let row = |build: &BuildView| {
+        let first = [
+            build.id.to_string(),
+            build.project.to_string(),
+            clean(&build.branch),
+            short(&build.commit).to_owned(),
+            build.state.to_string(),
+        ];
+        let title = clean(build.title.as_deref().unwrap_or_default());
+        Row { mood: build_mood(build.state), cells: first.into_iter().chain(times(build)).chain([title]).collect() }
+    };
+    let rows: Vec<Row> = builds.into_iter().map(row).collect();
+    screen.table(&heading, &rows)
 }
 
 /// Says what queued builds wait for, if it is more than their turn.
