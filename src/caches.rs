@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::chance::BackOff;
 use crate::config;
 use crate::host::cache::{self, Destination};
 use crate::model::Cache;
@@ -18,10 +19,8 @@ use crate::wake::Bell;
 
 /// How often rows are looked at when no bell rings.
 const TICK: Duration = Duration::from_secs(30);
-/// How long until a push that failed is tried again for the first time.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-/// How long at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
+/// How long until a push that failed is tried again.
+const BACK_OFF: BackOff = BackOff::of_secs(2, 3_600);
 
 /// The loop that pushes, one build after the other.
 #[derive(Debug)]
@@ -112,7 +111,7 @@ impl Caches {
                 );
             }
             Err(problem) => {
-                let pause = pause(push.attempts);
+                let pause = BACK_OFF.doubled(push.attempts);
                 self.store.put_push_off(push, &problem, pause).await?;
                 warn!(
                     build.id = %push.build, error = %problem,
@@ -155,22 +154,5 @@ impl Caches {
             Some(name) => format!("the Cachix cache `{name}`"),
             None => self.config.load().builder.cache.as_ref().map_or_else(String::new, |cache| cache.to.clone()),
         }
-    }
-}
-
-/// How long to wait after so many failures before this one.
-fn pause(attempts: i64) -> Duration {
-    let doublings = u32::try_from(attempts.clamp(0, 20)).unwrap_or(0);
-    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_failure_doubles_the_pause_up_to_an_hour() {
-        let secs: Vec<_> = [0, 1, 2, 10, 11, 1000].into_iter().map(|attempts| pause(attempts).as_secs()).collect();
-        assert_eq!(secs, [2, 4, 8, 2_048, 3_600, 3_600]);
     }
 }

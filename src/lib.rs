@@ -12,7 +12,7 @@
 //! | Layer | Modules |
 //! |---|---|
 //! | 0 | [`model`] the vocabulary and every legal change of state · [`crash`] where tests kill the daemon |
-//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`chance`] what keeps many from coming at once · [`telemetry`] tracing and error chains · [`places`] who connections are charged to · [`sockets`] listening sockets that outlive the process |
+//! | 1 | [`config`] TOML to checked types · [`wake`] bells · [`chance`] what keeps many from coming at once, and how long they wait · [`telemetry`] tracing and error chains · [`places`] who is charged for what comes · [`sockets`] listening sockets that outlive the process |
 //! | 2 | [`store`] all SQL · [`host`] this machine · [`handover`] one kennel gives its place to another |
 //! | 3 | [`router`] requests to upstreams · [`dns`] the operator's zone |
 //! | 4 | [`certificates`] what the router shows by TLS · [`caches`] what builds made, pushed to binary caches |

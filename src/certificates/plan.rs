@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::chance::BackOff;
 use crate::model::{CertificateName, HostName, ProjectName};
 use crate::store::CertificateRow;
 
@@ -141,31 +142,14 @@ pub(super) fn within(from: i64, to: i64, chance: f64) -> i64 {
     from.saturating_add(offset)
 }
 
-/// How long to wait after so many failures in a row: twice as long each time, up to a limit, and give or take a quarter.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BackOff {
-    /// After the first.
-    pub(super) first: Duration,
-    /// At most.
-    pub(super) most: Duration,
-}
-
-impl BackOff {
-    /// For an authority that cannot be used: one try a wait, however many hosts there are.
-    pub(super) const AUTHORITY: Self = Self { first: Duration::from_secs(10), most: Duration::from_secs(3_600) };
-    /// For a host: authorities take few failed proofs an hour.
-    pub(super) const HOST: Self = Self { first: Duration::from_secs(300), most: Duration::from_secs(86_400) };
-    /// For a DNS provider that fails, or is away.
-    pub(super) const PROVIDER: Self = Self { first: Duration::from_secs(10), most: Duration::from_secs(3_600) };
-    /// For a host for which there have been too many orders.
-    pub(super) const LIMITED: Self = Self { first: Duration::from_secs(3_600), most: Duration::from_secs(86_400) };
-
-    /// In milliseconds; `before` counts the failures before this one, `chance` is between 0 and 1.
-    pub(super) fn wait(self, before: u32, chance: f64) -> i64 {
-        let doubled = ms(self.first).saturating_mul(1_i64 << before.min(30)).min(ms(self.most));
-        within(doubled / 4 * 3, doubled / 4 * 5, chance)
-    }
-}
+/// For an authority that cannot be used: one try a wait, however many hosts there are.
+pub(super) const AUTHORITY: BackOff = BackOff::of_secs(10, 3_600);
+/// For a host: authorities take few failed proofs an hour.
+pub(super) const HOST: BackOff = BackOff::of_secs(300, 86_400);
+/// For a DNS provider that fails, or is away.
+pub(super) const PROVIDER: BackOff = BackOff::of_secs(10, 3_600);
+/// For a host for which there have been too many orders.
+pub(super) const LIMITED: BackOff = BackOff::of_secs(3_600, 86_400);
 
 /// In milliseconds.
 pub(super) fn ms(duration: Duration) -> i64 {
@@ -325,13 +309,5 @@ mod tests {
         assert_eq!(suggested((88 * DAY, 99 * DAY), DAY, life, 1.0), 75 * DAY, "there must be time left");
         assert_eq!(suggested((0, DAY), 80 * DAY, life, 0.5), 75 * DAY, "it is overdue");
         assert_eq!(suggested((-DAY, DAY), 0, (0, 100), 0.1), 50, "it lives for a moment only");
-    }
-
-    #[test]
-    fn waits_double_up_to_a_limit_give_or_take_a_quarter() {
-        let waits = [0, 1, 2, 3, 20, u32::MAX].map(|failures| BackOff::HOST.wait(failures, 0.5) / 1_000);
-        assert_eq!(waits, [300, 600, 1_200, 2_400, 86_400, 86_400]);
-        assert_eq!(BackOff::HOST.wait(0, 0.0) / 1_000, 225);
-        assert_eq!(BackOff::HOST.wait(0, 1.0) / 1_000, 375);
     }
 }

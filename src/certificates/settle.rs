@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use instant_acme::Account;
 use tokio::task::{Id, JoinError};
@@ -11,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::authority::AuthorityError;
 use super::order::Failure;
-use super::plan::{self, BackOff, ms};
+use super::plan::{self, ms};
 use super::{ASK_AGAIN, Done, Job, Keeper, now, time};
 use crate::chance::chance;
 use crate::config::AcmeConfig;
@@ -100,16 +101,17 @@ impl Keeper {
                 tokio::task::spawn_blocking(move || drawer.remove_account(&own)).await??;
                 return self.away(directory, &failure).await;
             }
-            Failure::Limited(_) => BackOff::LIMITED,
-            Failure::Dns(err) if is_passing(err) => BackOff::PROVIDER,
-            _ => BackOff::HOST,
+            Failure::Limited(_) => plan::LIMITED,
+            Failure::Dns(err) if is_passing(err) => plan::PROVIDER,
+            _ => plan::HOST,
         };
         let problem = chain(&failure);
         let asked_for = match &failure {
-            Failure::Dns(err) => ms(err.retry_after()),
-            _ => 0,
+            Failure::Dns(err) => err.retry_after(),
+            _ => Duration::ZERO,
         };
-        let try_at = now().saturating_add(back_off.wait(row.failures, chance()).max(asked_for));
+        let wait = back_off.spread(row.failures, chance()).max(asked_for);
+        let try_at = now().saturating_add(ms(wait));
         let again = time(try_at);
         warn!(certificate.name = %name, error = %problem, "No certificate for {name}, trying again at {again}: {problem}");
         Ok(self.ctx.store.note_failed_try(name, &FailedTry { try_at, problem }).await?)
@@ -124,7 +126,7 @@ impl Keeper {
         }
         let problem = chain(err);
         let failures = before.map_or(0, |away| away.failures);
-        let try_at = now().saturating_add(BackOff::AUTHORITY.wait(failures, chance()));
+        let try_at = now().saturating_add(ms(plan::AUTHORITY.spread(failures, chance())));
         let again = time(try_at);
         warn!(error = %problem, "No certificates from {directory}, trying again at {again}: {problem}");
         Ok(self.ctx.store.note_authority_away(directory, &FailedTry { try_at, problem }).await?)
@@ -132,9 +134,9 @@ impl Keeper {
 
     /// Has a proof that could not be removed be looked for later.
     fn left_behind(&mut self, err: &DnsError) {
-        let wait = BackOff::PROVIDER.wait(self.sweep_failures, chance()).max(ms(err.retry_after()));
+        let wait = plan::PROVIDER.spread(self.sweep_failures, chance()).max(err.retry_after());
         self.sweep_failures = self.sweep_failures.saturating_add(1);
-        let at = now().saturating_add(wait);
+        let at = now().saturating_add(ms(wait));
         self.sweep_at = Some(at);
         let (said, again) = (chain(err), time(at));
         warn!(error = %said, "A proof may be left in the DNS zone, looking again at {again}: {said}");

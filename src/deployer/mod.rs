@@ -24,6 +24,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
+use crate::chance::BackOff;
 use crate::config;
 use crate::crash::{self, Point};
 use crate::host::Machine;
@@ -37,10 +38,10 @@ use crate::wake::Bell;
 
 /// How many deployments are worked on at a time; most of them only wait, for health or for a drain.
 const MAX_JOBS: usize = 256;
-/// How long a step that waits for a server may be put off, in seconds, as a power of two.
-const AWAY_MAX: i64 = 3;
-/// How long any other step may be put off.
-const BROKEN_MAX: i64 = 6;
+/// How long a step that waits for a server is put off.
+const AWAY: BackOff = BackOff::of_secs(1, 8);
+/// How long any other step is put off.
+const BROKEN: BackOff = BackOff::of_secs(1, 64);
 /// How often rows are looked at when no bell rings.
 const TICK: Duration = Duration::from_secs(30);
 
@@ -270,13 +271,13 @@ async fn carry(ctx: Context, id: DeploymentId, turned: CancellationToken) -> any
                 OnFailure::TearDown => {
                     give_up(&ctx, &deployment, step, Ending::Failed, &format!("{step}: {}", chain(&*err))).await?;
                 }
-                OnFailure::Retry => return put_off(&ctx, &deployment, step, &chain(&*err), BROKEN_MAX).await,
+                OnFailure::Retry => return put_off(&ctx, &deployment, step, &chain(&*err), BROKEN).await,
             },
             Err(StepError::Away(err)) if ctx.store.holds_up_another(id).await? => {
                 let reason = format!("a newer commit came while it waited: {}", chain(&*err));
                 give_up(&ctx, &deployment, step, Ending::Cancelled, &reason).await?;
             }
-            Err(StepError::Away(err)) => return put_off(&ctx, &deployment, step, &chain(&*err), AWAY_MAX).await,
+            Err(StepError::Away(err)) => return put_off(&ctx, &deployment, step, &chain(&*err), AWAY).await,
         }
     }
 }
@@ -297,9 +298,9 @@ async fn put_off(
     deployment: &ClaimedDeployment,
     step: Step,
     reason: &str,
-    longest: i64,
+    back_off: BackOff,
 ) -> anyhow::Result<()> {
-    let delay = Duration::from_secs(1 << deployment.attempts.clamp(0, longest));
+    let delay = back_off.doubled(deployment.attempts);
     let (id, secs) = (deployment.id, delay.as_secs());
     warn!(deployment.id = %id, error = %reason, "Step `{step}` of deployment {id} is done again in {secs} s: {reason}");
     ctx.store.retry_later(deployment.id, step, reason, delay).await?;

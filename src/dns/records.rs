@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::plan::{self, Plan};
 use super::{DnsError, Mark, NewRecord};
-use crate::chance::chance;
+use crate::chance::{BackOff, chance};
 use crate::config::{self, Config};
 use crate::store::Store;
 use crate::telemetry::chain;
@@ -20,8 +20,8 @@ use crate::wake::Bell;
 
 /// How often the zone is compared when no bell rings.
 const TICK: Duration = Duration::from_secs(600);
-/// How long the provider is left alone after a failure: twice as long each time, up to [`TICK`].
-const WAIT: Duration = Duration::from_secs(10);
+/// How long the provider is left alone after failures.
+const BACK_OFF: BackOff = BackOff { first: Duration::from_secs(10), most: TICK };
 /// How long one comparison may take.
 const ROUND_MAX: Duration = Duration::from_secs(300);
 
@@ -91,8 +91,8 @@ impl Records {
             Ok(Err(err)) => err,
             Err(_) => anyhow::anyhow!("the DNS provider took too long"),
         };
-        let doubled = WAIT.saturating_mul(1 << self.failures.min(10)).min(TICK).mul_f64(0.75 + chance() / 2.0);
-        let wait = failed.downcast_ref().map_or(doubled, |err: &DnsError| doubled.max(err.retry_after()));
+        let own = BACK_OFF.spread(self.failures, chance());
+        let wait = failed.downcast_ref().map_or(own, |err: &DnsError| own.max(err.retry_after()));
         self.failures = self.failures.saturating_add(1);
         self.left_alone = Some((config, Instant::now() + wait));
         let (said, seconds) = (chain(&*failed), wait.as_secs());
@@ -174,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn records_come_and_go_with_their_projects_and_those_of_others_stay() {
-        let (dirs, fake) = ([tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()], FakeProvider::start().await);
+        let (dirs, fake) = ([tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()], testing::start().await);
         fake.put("A", "www.example.com", "198.51.100.1", "");
         let mut one = kennel(&fake, dirs[0].path()).await;
         let mut two = kennel(&fake, dirs[1].path()).await;
@@ -208,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_provider_that_fails_is_left_alone_for_a_while_and_longer_when_it_says_so() {
-        let (dir, fake) = (tempfile::tempdir().unwrap(), FakeProvider::start().await);
+        let (dir, fake) = (tempfile::tempdir().unwrap(), testing::start().await);
         let mut records = kennel(&fake, dir.path()).await;
         fake.say(502, None);
         let wait = records.look().await;

@@ -46,7 +46,7 @@ const NARROWER: &[(&str, &[&str])] = &[
     // The zone is the provider's: rows say what is wanted there, and nothing is done to the machine.
     ("dns", &["chance", "model", "config", "wake", "telemetry", "store"]),
     // Caches get what rows name; builds do not wait for them.
-    ("caches", &["model", "config", "wake", "telemetry", "store", "host"]),
+    ("caches", &["chance", "model", "config", "wake", "telemetry", "store", "host"]),
     // Operators ask by writing rows.
     ("api", &["model", "config", "wake", "telemetry", "places", "store", "host"]),
     // The command line talks to the API's socket; only `daemon` and the build worker are run in place.
