@@ -7,8 +7,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -21,10 +22,14 @@ use super::operator;
 use super::problem::{Advice, ApiError};
 use crate::host::tcp;
 use crate::model::HostName;
+use crate::places::Source;
+use crate::places::offenders::{self, Offenders};
 use crate::telemetry::chain;
 
 /// The group whose members may do what root may.
 pub const GROUP: &str = "kennel";
+/// How much of a path the log tells, in characters.
+const PATH_MAX: usize = 64;
 
 /// Where a request came from; whoever serves puts it into the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,16 +65,40 @@ pub struct Access {
     pub control_domain: Option<HostName>,
 }
 
+/// Who may ask, and who was told that he may not.
+#[derive(Debug)]
+pub(super) struct Door {
+    access: Arc<Access>,
+    offenders: Offenders,
+}
+
+impl Door {
+    pub(super) fn new(access: Arc<Access>) -> Self {
+        Self { access, offenders: Offenders::default() }
+    }
+}
+
 /// Lets a request pass, or answers why not. `/healthz` is for everybody.
-pub(super) async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+///
+/// Whoever asks in vain over and over does not fill the log by it.
+pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     if request.uri().path() == "/healthz" {
         return next.run(request).await;
     }
     let caller = request.extensions().get().copied().unwrap_or(Caller::Outside);
-    match access.admit(caller, request.method(), request.headers()).await {
+    match door.access.admit(caller, request.method(), request.headers()).await {
         Ok(()) => next.run(request).await,
         Err(err) => {
-            warn!(caller = ?caller, request.path = request.uri().path(), "Refused an operator's request: {err}");
+            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+            let source = Source::of(peer);
+            if let Some(untold) = door.offenders.charge(source, Instant::now()).log {
+                let before = offenders::before(untold);
+                let path: String = request.uri().path().chars().take(PATH_MAX).collect();
+                warn!(
+                    caller = ?caller, source = %source, request.path = path, untold,
+                    "Refused an operator's request from {source}: {err}{before}"
+                );
+            }
             err.into_response()
         }
     }

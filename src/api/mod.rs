@@ -67,7 +67,7 @@ pub struct Api {
 
 /// The operator's API. Whoever serves it puts a [`Caller`] into each request; without one it came from outside.
 pub fn router(api: Api) -> Router {
-    let access = api.access.clone();
+    let door = Arc::new(access::Door::new(api.access.clone()));
     Router::new()
         .route("/builds", get(builds::list))
         .route("/builds/{id}", get(builds::show))
@@ -85,7 +85,7 @@ pub fn router(api: Api) -> Router {
         .route("/healthz", get(health::show))
         .fallback(async |request: Request| ApiError::NoPage(format!("`{}`", request.uri().path())))
         .method_not_allowed_fallback(async |request: Request| ApiError::WrongMethod(request.method().to_string()))
-        .layer(from_fn_with_state(access, access::guard))
+        .layer(from_fn_with_state(door, access::guard))
         .with_state(Arc::new(api))
 }
 

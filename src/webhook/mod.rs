@@ -15,7 +15,6 @@ pub mod signature;
 
 mod bodies;
 mod json;
-mod offenders;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -38,11 +37,11 @@ use crate::config::{self, Forks, ProjectConfig};
 use crate::crash::{self, Point};
 use crate::model::{BranchRef, BuildId, ProjectName};
 use crate::places::Source;
+use crate::places::offenders::{self, Offenders};
 use crate::store::{Accepted, Delivery, Push, Removal, Store, StoreError};
 use crate::telemetry::chain;
 use crate::wake::Bell;
 use bodies::{Bodies, BodyFault, Bounds};
-use offenders::Offenders;
 use payload::Ask;
 
 /// What a delivery's body may be like: as large as GitHub sends them, in the time forges wait for an answer.
@@ -288,8 +287,7 @@ fn refuse(door: &Door, source: Source, project: &str, headers: &HeaderMap, refus
     };
     let charge = door.offenders.charge(source, now);
     if let Some(untold) = charge.log {
-        let before =
-            if untold == 0 { String::new() } else { format!(" ({untold} more since the last of these lines)") };
+        let before = offenders::before(untold);
         warn!(
             project.name = project, delivery.id = delivery, source = %source, untold,
             "Refused delivery {delivery} for {project:?} from {source}: {detail}{before}"

@@ -103,6 +103,32 @@ async fn whom_nobody_vouches_for_comes_from_outside() {
 }
 
 #[tokio::test]
+async fn a_flood_of_wrong_tokens_does_not_fill_the_log() {
+    use tower::ServiceExt as _;
+
+    let token = Some(SecretString::from("s3cret"));
+    let harness = Harness::with(Access { token, group: "no-such-group".to_owned(), control_domain: None }).await;
+    let app = router(harness.api.clone());
+    let log = harness.dir.path().join("log");
+    let writer = std::fs::File::create(&log).unwrap();
+    let _log = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(writer).finish());
+    let ask = async |peer: [u8; 4]| {
+        let request = Request::builder().uri("/builds").header("authorization", "Bearer wrong");
+        let request = request.extension(Caller::Outside).extension(ConnectInfo(SocketAddr::from((peer, 1))));
+        let response = app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status().as_u16(), 401, "each of them is answered");
+    };
+    for _ in 0..1000 {
+        ask([192, 0, 2, 1]).await;
+    }
+    ask([192, 0, 2, 2]).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    let told = |source: &str| log.matches(&format!("Refused an operator's request from {source}: ")).count();
+    assert!((2..100).contains(&told("192.0.2.1")), "{log}");
+    assert_eq!(told("192.0.2.2"), 1, "{log}");
+}
+
+#[tokio::test]
 async fn routes_of_others_can_be_merged_and_are_not_guarded() {
     use tower::ServiceExt as _;
 

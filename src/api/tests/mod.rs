@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Request};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;

@@ -1,6 +1,8 @@
-//! Who a connection is charged to, and places for connections: one source must not take all there are.
+//! Who is charged for what comes: one source must not take all places for connections, nor fill the log.
 //!
-//! **Invariant:** memory is held for sources that have connections, and for no others.
+//! **Invariant:** memory of places is held for sources that have connections, and for no others.
+
+pub mod offenders;
 
 use std::collections::HashMap;
 use std::fmt;

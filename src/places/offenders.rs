@@ -1,6 +1,7 @@
-//! Who sent deliveries that no forge of ours signed: each source has an allowance of them, refilled as time passes.
+//! Who sent what had to be refused, such as deliveries that nobody signed: each source has an allowance of that,
+//! refilled as time passes.
 //!
-//! What is over the allowance is refused more cheaply, and the log tells of it once in a while; good deliveries are
+//! Of what is over the allowance the log tells once in a while, and it may be refused more cheaply; what is good is
 //! neither counted nor held up.
 //!
 //! **Invariant:** memory is bounded: when more sources than [`SOURCES_MAX`] offend at once, the rest share one entry.
@@ -9,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::places::Source;
+use super::Source;
 
 /// How many offences of one source are answered in full, one after the other.
 const ALLOWANCE: u32 = 20;
@@ -24,16 +25,16 @@ const SOURCES_MAX: usize = 4096;
 
 /// What an offence leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Charge {
+pub struct Charge {
     /// How long the source is over its allowance now, if it is.
-    pub(super) limited: Option<Duration>,
+    pub limited: Option<Duration>,
     /// Whether the log is to tell of this one, and how many before it went untold.
-    pub(super) log: Option<u64>,
+    pub log: Option<u64>,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Offenders(Mutex<State>);
+pub struct Offenders(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -69,7 +70,8 @@ impl Entry {
 
 impl Offenders {
     /// How long the source is over its allowance, if it is.
-    pub(super) fn limited(&self, source: Source, now: Instant) -> Option<Duration> {
+    #[must_use]
+    pub fn limited(&self, source: Source, now: Instant) -> Option<Duration> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = match state.known.get(&source) {
             Some(entry) => Some(entry),
@@ -80,12 +82,12 @@ impl Offenders {
     }
 
     /// Counts an offence. One over the allowance costs nothing more: its source is not held up for longer.
-    pub(super) fn charge(&self, source: Source, now: Instant) -> Charge {
+    pub fn charge(&self, source: Source, now: Instant) -> Charge {
         self.enter(source, now, REFILL)
     }
 
     /// Whether the log is to tell of something that is nobody's fault, and how much before it went untold.
-    pub(super) fn mention(&self, source: Source, now: Instant) -> Option<u64> {
+    pub fn mention(&self, source: Source, now: Instant) -> Option<u64> {
         self.enter(source, now, Duration::ZERO).log
     }
 
@@ -131,6 +133,12 @@ impl Entry {
         self.untold += 1;
         Charge { limited, log: None }
     }
+}
+
+/// What a line of the log says at its end of those before it that went untold.
+#[must_use]
+pub fn before(untold: u64) -> String {
+    if untold == 0 { String::new() } else { format!(" ({untold} more since the last of these lines)") }
 }
 
 #[cfg(test)]
