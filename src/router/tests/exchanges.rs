@@ -276,15 +276,17 @@ async fn a_websocket_passes_both_ways() {
 
 /// A service that sends back every message of a WebSocket.
 pub(super) async fn websockets() -> Service {
-    Service::raw(|stream, _| async move {
-        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-        while let Some(Ok(message)) = socket.next().await {
-            if (message.is_binary() || message.is_text()) && socket.send(message).await.is_err() {
-                return;
-            }
+    Service::raw(|stream, _| echo_messages(stream)).await
+}
+
+/// Takes a WebSocket, and sends back every message of it.
+pub(super) async fn echo_messages(stream: TcpStream) {
+    let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+    while let Some(Ok(message)) = socket.next().await {
+        if (message.is_binary() || message.is_text()) && socket.send(message).await.is_err() {
+            return;
         }
-    })
-    .await
+    }
 }
 
 #[tokio::test]

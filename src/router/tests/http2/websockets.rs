@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::super::exchanges::echo_messages;
 use super::*;
 
 /// A visitor who opens WebSockets.
@@ -87,12 +88,7 @@ async fn websockets_and_plain() -> Service {
             let mut stream = stream;
             return reply(&mut stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
         }
-        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-        while let Some(Ok(message)) = socket.next().await {
-            if (message.is_binary() || message.is_text()) && socket.send(message).await.is_err() {
-                return;
-            }
-        }
+        echo_messages(stream).await;
     })
     .await
 }
