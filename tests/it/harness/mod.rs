@@ -1,5 +1,6 @@
 //! The whole daemon in one process: real database, sockets and router, over a machine in memory.
 
+mod client;
 mod script;
 
 use std::collections::BTreeSet;
@@ -10,8 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use kennel::daemon::{Parts, Running};
 use kennel::deployer::Interrupt;
 use kennel::host::fake::{FakeMachine, Snapshot};
@@ -22,6 +22,7 @@ use serde_json::json;
 use sha2::Sha256;
 use tempfile::TempDir;
 
+use client::send;
 pub(crate) use script::{Script, commit, store_path};
 use script::{Scripts, work};
 
@@ -385,17 +386,4 @@ webhook_secret_file = "{dir}/secret"
 "#,
         dir = dir.display()
     )
-}
-
-async fn send(addr: SocketAddr, request: http::Request<Full<Bytes>>) -> (u16, Bytes) {
-    let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let exchange = async {
-        let response = sender.send_request(request).await.unwrap();
-        (response.status().as_u16(), response.into_body().collect().await.unwrap().to_bytes())
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        _ = connection => panic!("the connection ended before the answer"),
-    }
 }
