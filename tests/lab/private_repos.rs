@@ -3,12 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::harness::{App, Lab, LabConfig, ProjectSpec, api, machine, until, write_secret};
+use crate::harness::{App, Lab, LabConfig, ProjectSpec, api, machine, ssh, write_secret};
 
 const TOKEN: &str = "ghp_0123456789abcdefghij";
 const KEYS: &str = "/srv/keys";
@@ -21,6 +19,12 @@ async fn expect_not_told(secret: &str) {
     );
     let found = machine::run("sh", &["-c", &grep]).await;
     assert!(found.stdout.is_empty(), "the secret was written down: {}", machine::text(&found.stdout));
+}
+
+/// Waits until a build has failed, for a reason that says this.
+async fn expect_failed(lab: &Lab, build: i64, says: &str) {
+    let build = lab.ended_as(build, "failed").await;
+    assert!(build.reason.as_deref().unwrap_or_default().contains(says), "{:?}", build.reason);
 }
 
 async fn lab_with_token(token: &str) -> Lab {
@@ -45,8 +49,7 @@ async fn a_private_repository_is_fetched_with_its_token() {
 async fn a_wrong_token_is_a_failed_build_that_does_not_show_it() {
     let lab = lab_with_token("wrong-0123456789").await;
     let pushed = lab.push("hello", "main", &App::api("one")).await;
-    let build = lab.ended_as(pushed.build, "failed").await;
-    assert!(build.reason.as_deref().unwrap_or_default().contains("token"), "{:?}", build.reason);
+    expect_failed(&lab, pushed.build, "token").await;
     expect_not_told("wrong-0123456789").await;
     lab.finish().await;
 }
@@ -56,44 +59,23 @@ async fn a_private_repository_without_a_token_is_a_failed_build() {
     let lab = Lab::hello().await;
     lab.forge.hide("hello", TOKEN);
     let pushed = lab.push("hello", "main", &App::api("one")).await;
-    let build = lab.ended_as(pushed.build, "failed").await;
-    assert!(build.reason.as_deref().unwrap_or_default().contains("token"), "{:?}", build.reason);
+    expect_failed(&lab, pushed.build, "token").await;
     lab.finish().await;
 }
 
 /// An ssh server for the user `git`, as a forge has one, with new keys on both sides.
 async fn ssh_server() -> Child {
-    let _ = fs::remove_dir_all(KEYS);
-    fs::create_dir_all(KEYS).unwrap();
-    for name in ["host", "other-host", "user", "other-user"] {
-        let path = format!("{KEYS}/{name}");
-        machine::ok("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", &path]).await;
-    }
-    for (name, host_key) in [("known", "host"), ("wrong", "other-host")] {
-        let key = fs::read_to_string(format!("{KEYS}/{host_key}.pub")).unwrap();
-        fs::write(format!("{KEYS}/{name}"), format!("[127.0.0.1]:{SSH_PORT} {key}")).unwrap();
-    }
+    ssh::make_keys(KEYS, &["host", "other-host", "user", "other-user"]).await;
+    ssh::pin(KEYS, "known", "host", SSH_PORT);
+    ssh::pin(KEYS, "wrong", "other-host", SSH_PORT);
     let _ =
         machine::run("useradd", &["--system", "--home-dir", "/srv", "--shell", "/bin/sh", "--password", "*", "git"])
             .await;
     fs::copy(format!("{KEYS}/user.pub"), format!("{KEYS}/authorized")).unwrap();
     fs::set_permissions(KEYS, fs::Permissions::from_mode(0o755)).unwrap();
-    let config = format!(
-        "Port {SSH_PORT}\nListenAddress 127.0.0.1\nHostKey {KEYS}/host\nAuthorizedKeysFile {KEYS}/authorized\n\
-         AllowUsers git\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nPidFile none\n"
-    );
-    fs::write(format!("{KEYS}/sshd_config"), config).unwrap();
-    fs::create_dir_all("/run/sshd").unwrap();
-    let server = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-f", &format!("{KEYS}/sshd_config")])
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the machine has an ssh server");
-    until("the ssh server listens", Duration::from_secs(5), async || {
-        TcpStream::connect(("127.0.0.1", SSH_PORT)).await.ok()
-    })
-    .await;
-    server
+    let keys = format!("AuthorizedKeysFile {KEYS}/authorized");
+    let settings = [&keys, "AllowUsers git", "PasswordAuthentication no", "KbdInteractiveAuthentication no"];
+    ssh::serve(KEYS, SSH_PORT, &settings).await
 }
 
 async fn lab_with_key(user_key: &str, known_hosts: &str) -> Lab {
@@ -129,9 +111,7 @@ async fn a_private_repository_is_fetched_over_ssh_from_the_pinned_host() {
 async fn another_host_key_than_the_pinned_one_is_refused() {
     let _server = ssh_server().await;
     let lab = lab_with_key("user", "wrong").await;
-    let build = push(&lab).await;
-    let build = lab.ended_as(build, "failed").await;
-    assert!(build.reason.as_deref().unwrap_or_default().contains("host key"), "{:?}", build.reason);
+    expect_failed(&lab, push(&lab).await, "host key").await;
     lab.finish().await;
 }
 
@@ -139,8 +119,6 @@ async fn another_host_key_than_the_pinned_one_is_refused() {
 async fn a_key_that_the_forge_does_not_know_is_a_failed_build() {
     let _server = ssh_server().await;
     let lab = lab_with_key("other-user", "known").await;
-    let build = push(&lab).await;
-    let build = lab.ended_as(build, "failed").await;
-    assert!(build.reason.as_deref().unwrap_or_default().contains("key"), "{:?}", build.reason);
+    expect_failed(&lab, push(&lab).await, "key").await;
     lab.finish().await;
 }

@@ -5,13 +5,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::harness::{App, Lab, Service, api, app, machine, until};
+use crate::harness::{App, Lab, Service, api, app, machine, ssh};
 
 const KEYS: &str = "/srv/builder-keys";
 const STORE: &str = "/srv/other-machine";
@@ -22,35 +20,17 @@ const PORT: u16 = 2223;
 
 /// An ssh server that lets the Nix daemon in, under the name `other-machine`.
 async fn other_machine() -> Child {
-    let _ = machine::run("rm", &["-rf", KEYS]).await;
-    fs::create_dir_all(KEYS).unwrap();
-    for name in ["host", "user"] {
-        let path = format!("{KEYS}/{name}");
-        machine::ok("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", &path]).await;
-    }
-    let host_key = fs::read_to_string(format!("{KEYS}/host.pub")).unwrap();
-    fs::write(format!("{KEYS}/known"), format!("[127.0.0.1]:{PORT} {host_key}")).unwrap();
-    let config = format!(
-        "Port {PORT}\nListenAddress 127.0.0.1\nHostKey {KEYS}/host\nAuthorizedKeysFile {KEYS}/user.pub\nAllowUsers root\n\
-         PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nPidFile none\n"
-    );
-    fs::write(format!("{KEYS}/sshd_config"), config).unwrap();
+    ssh::make_keys(KEYS, &["host", "user"]).await;
+    ssh::pin(KEYS, "known", "host", PORT);
     let client = format!(
         "Host other-machine\n  HostName 127.0.0.1\n  Port {PORT}\n  User root\n  IdentityFile {KEYS}/user\n  \
          UserKnownHostsFile {KEYS}/known\n  BatchMode yes\n"
     );
     fs::create_dir_all(Path::new(SSH_CONFIG).parent().unwrap()).unwrap();
     fs::write(SSH_CONFIG, client).unwrap();
-    fs::create_dir_all("/run/sshd").unwrap();
-    let server = Command::new("/usr/sbin/sshd")
-        .args(["-D", "-f", &format!("{KEYS}/sshd_config")])
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the machine has an ssh server");
-    until("the ssh server listens", Duration::from_secs(5), async || {
-        TcpStream::connect(("127.0.0.1", PORT)).await.ok()
-    })
-    .await;
+    let keys = format!("AuthorizedKeysFile {KEYS}/user.pub");
+    let settings = [&keys, "AllowUsers root", "PermitRootLogin prohibit-password", "StrictModes no"];
+    let server = ssh::serve(KEYS, PORT, &settings).await;
     machine::ok("ssh", &["other-machine", "true"]).await;
     server
 }

@@ -17,6 +17,7 @@ pub(crate) mod pebble;
 pub(crate) mod repo;
 pub(crate) mod sockets;
 pub(crate) mod split;
+pub(crate) mod ssh;
 mod until;
 pub(crate) mod visitor;
 
