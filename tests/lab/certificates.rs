@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::http::{request, send};
+use crate::harness::leftovers::rows;
 use crate::harness::pebble::{DIRECTORY, Pebble, visit_by_tls};
 use crate::harness::{App, Lab, LabConfig, ROUTER, Service, machine, split, until};
 
@@ -36,23 +37,19 @@ pub(crate) fn root_as(name: &str) -> String {
 
 /// Waits until a host is served by TLS to those who trust this root.
 pub(crate) async fn served(host: &str, root: &str) -> String {
-    let begun = std::time::Instant::now();
-    loop {
-        let said = match visit_by_tls(host, "/", root).await {
-            Ok(page) => return page,
-            Err(said) => said,
-        };
-        assert!(begun.elapsed() < ORDER_MAX, "{host} is not served by TLS: {said}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let what = format!("{host} is served by TLS");
+    until(&what, ORDER_MAX, async || visit_by_tls(host, "/", root).await.ok()).await
 }
 
-pub(crate) async fn rows(query: &str) -> String {
-    let script = format!(
-        "import sqlite3\nfor row in sqlite3.connect('file:{}?mode=ro', uri=True).execute({query:?}): print(*row)",
-        split::database().display()
-    );
-    machine::ok("python3", &["-c", &script]).await.trim().to_owned()
+/// Waits until the only certificate is renewed. Every visitor in between is served by one that is valid.
+pub(crate) async fn renewed_without_a_gap(host: &str, root: &str) {
+    let ends = async || rows("select expires_at from certificates where expires_at is not null").await;
+    let first = until("the certificate is noted", ORDER_MAX, async || ends().await.pop()).await;
+    until("there is another certificate", Duration::from_secs(180), async || {
+        visit_by_tls(host, "/", root).await.expect("there is a valid certificate at all times");
+        (ends().await[0] > first).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +66,7 @@ async fn a_host_that_goes_live_gets_its_certificate_by_http_01_and_no_other_is_o
     assert_eq!(moved.header("location"), format!("https://{}:8443/?a=b", live["api"].host));
     let refused = visit_by_tls("other-main.hello.lab.test", "/", &root).await.unwrap_err();
     assert!(refused.contains("alert unrecognized name") || refused.contains("unrecognized"), "{refused}");
-    assert_eq!(rows("select count(*) from certificates").await, "2");
+    assert_eq!(rows("select count(*) from certificates").await, ["2"]);
 
     // It survives a restart, and is not ordered again.
     let ordered = pebble.said().await.matches("Issued certificate serial").count();
@@ -77,7 +74,7 @@ async fn a_host_that_goes_live_gets_its_certificate_by_http_01_and_no_other_is_o
     assert!(visit_by_tls(&live["api"].host, "/", &root).await.unwrap().contains("one"));
     lab.deploy_api("hello", "topic", &App::api("two")).await;
     until("the new host has its certificate", ORDER_MAX, async || {
-        (rows("select count(*) from certificates where expires_at is not null").await == "3").then_some(())
+        (rows("select count(*) from certificates where expires_at is not null").await == ["3"]).then_some(())
     })
     .await;
     assert_eq!(pebble.said().await.matches("Issued certificate serial").count(), ordered + 1);
@@ -114,18 +111,19 @@ async fn while_the_authority_is_away_the_old_certificate_serves_and_the_next_com
     pebble.stop().await;
     let new = lab.deploy_api("hello", "topic", &App::api("two")).await;
     until("kennel has found that the authority is away", ORDER_MAX, async || {
-        (rows("select count(*) from acme_directories").await == "1").then_some(())
+        (rows("select count(*) from acme_directories").await == ["1"]).then_some(())
     })
     .await;
     assert!(visit_by_tls(&old.host, "/", &first_root).await.unwrap().contains("one"));
-    assert_eq!(rows("select failures from certificates").await, "0\n0", "it is no host's fault");
+    assert_eq!(rows("select failures from certificates").await, ["0", "0"], "it is no host's fault");
 
     // What was tried is not forgotten: a restart does not try before its time.
-    let tried = rows("select failures, try_at from acme_directories").await;
+    let tries = async || rows("select failures || ' ' || try_at from acme_directories").await.concat();
+    let tried = tries().await;
     lab.kill9().await;
     assert!(visit_by_tls(&old.host, "/", &first_root).await.unwrap().contains("one"));
     assert_eq!(lab.visit(&new.host, "/").await.status, 200, "without certificate it is served as it was");
-    let after = rows("select failures, try_at from acme_directories").await;
+    let after = tries().await;
     let failures = |said: &str| said.split(' ').next().unwrap().parse::<u32>().unwrap();
     assert!(after == tried || failures(&after) == failures(&tried) + 1, "{tried} became {after}");
 
@@ -134,7 +132,7 @@ async fn while_the_authority_is_away_the_old_certificate_serves_and_the_next_com
     let second_root = root_as("second");
     assert!(served(&new.host, &second_root).await.contains("two"));
     assert!(visit_by_tls(&old.host, "/", &first_root).await.unwrap().contains("one"), "it is not due");
-    assert_eq!(rows("select count(*) from acme_directories").await, "0");
+    assert_eq!(rows("select count(*) from acme_directories").await, ["0"]);
     pebble.stop().await;
     lab.finish().await;
 }
@@ -148,7 +146,7 @@ async fn killed_in_the_middle_of_an_order_it_goes_on_with_the_same_one() {
     let live = lab.deploy_api("hello", "main", &App::api("one")).await;
     let (asking, _) = tokio::time::timeout(ORDER_MAX, door.accept()).await.unwrap().unwrap();
     let order = rows("select order_url from certificates").await;
-    assert!(order.starts_with("https://127.0.0.1:14000/"), "{order}");
+    assert!(order[0].starts_with("https://127.0.0.1:14000/"), "{order:?}");
 
     lab.kill9().await;
 
@@ -199,13 +197,7 @@ async fn a_certificate_that_is_short_lived_is_renewed_before_it_ends() {
     let live = lab.deploy_api("hello", "main", &App::default().with(Service::new("api", "one"))).await;
     let root = root_as("first");
     served(&live.host, &root).await;
-    let ends = rows("select expires_at from certificates").await;
-    // Without a gap: every visitor in between is served by a certificate that is valid.
-    until("there is another certificate", Duration::from_secs(180), async || {
-        visit_by_tls(&live.host, "/", &root).await.expect("there is a valid certificate at all times");
-        (rows("select expires_at from certificates").await > ends).then_some(())
-    })
-    .await;
+    renewed_without_a_gap(&live.host, &root).await;
     pebble.stop().await;
     lab.finish().await;
 }
@@ -216,15 +208,15 @@ async fn what_the_authority_cannot_see_is_said_and_not_tried_over_and_over() {
     let lab = Lab::start(config("http-01")).await;
     let live = lab.deploy_api("hello", "main", &App::api("one")).await;
     let problem = until("the order has failed", ORDER_MAX, async || {
-        Some(rows("select problem from certificates where failures = 1").await).filter(|said| !said.is_empty())
+        rows("select problem from certificates where failures = 1").await.pop()
     })
     .await;
     assert!(problem.contains(&live.host) && problem.contains("connection refused"), "{problem}");
-    let wait = rows("select (try_at - unixepoch() * 1000) / 1000 from certificates").await;
+    let wait = rows("select (try_at - unixepoch() * 1000) / 1000 from certificates").await.remove(0);
     assert!(wait.parse::<i64>().unwrap() > 150, "{wait} s");
     lab.restart().await;
     assert_eq!(lab.visit(&live.host, "/").await.status, 200);
-    assert_eq!(rows("select failures from certificates").await, "1");
+    assert_eq!(rows("select failures from certificates").await, ["1"]);
     let journal = lab.journal().await;
     assert!(journal.contains(&format!("No certificate for {}, trying again at", live.host)), "{journal}");
     pebble.stop().await;

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use sqlx::Connection as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use super::{is_wanted, median};
 use crate::harness::http::{request, send};
+use crate::harness::leftovers::change_rows;
 use crate::harness::{App, Lab, ROUTER, machine, until};
 
 /// How many services run when the daemon is killed.
@@ -38,6 +37,7 @@ while (accept(my $client, $listener)) {
 
 /// Copies of the service `api` of `main`, live, each with a port of its own.
 const COPY_SERVICES: &str = "
+    begin;
     create temp table copies as with recursive n (n) as (select 1 union all select n + 1 from n where n < @COPIES)
         select n, 'copy-' || n as name from n;
     create temp table first as select d.*, t.branch_id, t.kind from deployments d join targets t on t.id = d.target_id
@@ -56,10 +56,12 @@ const COPY_SERVICES: &str = "
     insert into routes (host, target_id, deployment_id)
         select t.host, t.id, d.id from copies c join targets t on t.name = c.name
         join deployments d on d.target_id = t.id;
+    commit;
 ";
 
 /// Branches with sites, copies of the site `web` of `main`: of each build a deployment of each site, the last one live.
 const COPY_BRANCHES: &str = "
+    begin;
     create temp table copies as with recursive n (n) as (select 1 union all select n + 1 from n where n < @BRANCHES)
         select n, 'branch-' || n as name from n;
     create temp table sites as with recursive n (n) as (select 1 union all select n + 1 from n where n < 10)
@@ -97,16 +99,8 @@ const COPY_BRANCHES: &str = "
     insert into routes (host, target_id, deployment_id)
         select t.host, t.id, d.id from targets t join deployments d on d.target_id = t.id
         where t.name like 'site-%' and d.state = 'live';
+    commit;
 ";
-
-/// Changes the rows of a kennel that does not run.
-async fn change_rows(script: String) {
-    let options = SqliteConnectOptions::new().filename(crate::harness::split::database()).foreign_keys(true);
-    let mut rows = SqliteConnection::connect_with(&options).await.unwrap();
-    let script = format!("begin; {script} commit;");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut rows).await.unwrap();
-    rows.close().await.unwrap();
-}
 
 /// The main process of each service.
 async fn services() -> BTreeMap<String, String> {
@@ -129,7 +123,7 @@ async fn bench_recovery_of_many_services() {
     let lab = Lab::hello().await;
     let first = lab.deploy_api("hello", "main", &App::api("1").program("api/bin/api", TINY)).await;
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
-    change_rows(COPY_SERVICES.replace("@COPIES", &(SERVICES - 1).to_string())).await;
+    change_rows(&COPY_SERVICES.replace("@COPIES", &(SERVICES - 1).to_string())).await;
     let begun = Instant::now();
     machine::ok("systemctl", &["start", "kennel.service"]).await;
     let booted = begun.elapsed();
@@ -177,7 +171,7 @@ async fn bench_status_of_many_rows() {
     lab.deploy("hello", "main", &App::default().site("web", "page")).await;
     machine::ok("systemctl", &["stop", "kennel.service"]).await;
     let script = COPY_BRANCHES.replace("@BRANCHES", &BRANCHES.to_string()).replace("@BUILDS", &BUILDS.to_string());
-    change_rows(script).await;
+    change_rows(&script).await;
     let begun = Instant::now();
     machine::ok("systemctl", &["start", "kennel.service"]).await;
     let started = begun.elapsed();

@@ -132,17 +132,22 @@ async fn bench_kennels_own_share_of_a_push() {
     lab.finish().await;
 }
 
+/// One in which a build that waits holds the only worker.
+async fn lab_that_builds_nothing() -> Lab {
+    let lab = Lab::start(LabConfig::hello().builder("max_concurrent_builds = 1")).await;
+    let gate = lab.gate();
+    lab.push("hello", "held", &App::default().with(Service::new("api", "one").behind(&gate))).await;
+    gate.reached().await;
+    lab
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bench_answer_to_a_webhook() {
     if !is_wanted() {
         return;
     }
-    // One build that waits holds the only worker, so that what is measured is the delivery alone: its signature, its
-    // transaction and the answer.
-    let lab = Lab::start(LabConfig::hello().builder("max_concurrent_builds = 1")).await;
-    let gate = lab.gate();
-    lab.push("hello", "held", &App::default().with(Service::new("api", "one").behind(&gate))).await;
-    gate.reached().await;
+    // What is measured is the delivery alone: its signature, its transaction and the answer.
+    let lab = lab_that_builds_nothing().await;
     let mut answers = Vec::new();
     for n in 1..=DELIVERIES {
         let payload = delivery::push("hello", "main", None, &format!("{n:040x}"));

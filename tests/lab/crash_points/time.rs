@@ -24,7 +24,7 @@ pub(super) async fn age_uses() {
 /// Every build has ended 30 days ago, and what came of it, but for the newest few; tells the last that has.
 pub(super) async fn age_all_but(newest: u32) -> i64 {
     let month = 31 * DAY_MS;
-    let last = rows("select cast(coalesce(max(id), 0) as text) from builds").await.remove(0);
+    let last = rows("select coalesce(max(id), 0) from builds").await.remove(0);
     let last = last.parse::<i64>().expect("a number") - i64::from(newest);
     change_rows(&format!(
         "update builds set finished_at = finished_at - {month} where id <= {last};

@@ -36,7 +36,7 @@ async fn what_a_branch_leaves_is_emptied_and_kept_for_7_days_and_it_comes_back_t
     })
     .await;
     assert_eq!(valkey.size(number).await, 0);
-    assert_eq!(rows("select cast(number as text) from valkey_numbers").await, ["1"]);
+    assert_eq!(rows("select number from valkey_numbers").await, ["1"]);
     assert!(left_open.execute("select 1").await.is_err(), "connections end");
     assert!(old.connect(None).await.is_err() && old.connect(Some("postgres")).await.is_err(), "it cannot log in");
     assert!(old.valkey(&["PING"]).await.is_err());
@@ -86,7 +86,7 @@ async fn the_end_of_a_branch_waits_for_servers_that_are_away_and_holds_up_nobody
 
     valkey.start_again().await;
     until("its number is given back", GIVE_BACK_MAX, async || {
-        rows("select cast(number as text) from valkey_numbers").await.is_empty().then_some(())
+        rows("select number from valkey_numbers").await.is_empty().then_some(())
     })
     .await;
     // Nothing tells kennel of this.

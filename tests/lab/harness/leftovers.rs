@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ::http::Method;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
 
 use super::{Lab, api, delivery, machine};
 
@@ -115,15 +115,15 @@ async fn find() -> Vec<String> {
     add("process", processes.into_iter().map(|process| format!("{process:?}")).collect());
     add("builder", machine::nix_builders().into_iter().map(|process| format!("{process:?}")).collect());
     for (what, query) in [
-        ("row of a port", "select cast(port as text) from ports"),
-        ("row of a Valkey number", "select cast(number as text) from valkey_numbers"),
+        ("row of a port", "select port from ports"),
+        ("row of a Valkey number", "select number from valkey_numbers"),
         ("row of a PostgreSQL database", "select name from postgres_databases where state <> 'renamed'"),
         ("row of a target", "select tag from targets where gone_at is null"),
         ("row of a route", "select host from routes"),
-        ("row of an open build", "select cast(id as text) from builds where state in ('queued', 'building')"),
+        ("row of an open build", "select id from builds where state in ('queued', 'building')"),
         (
             "row of an open deployment",
-            "select cast(id as text) from deployments where state in ('pending', 'starting', 'live', 'draining')",
+            "select id from deployments where state in ('pending', 'starting', 'live', 'draining')",
         ),
     ] {
         add(what, rows(query).await);
@@ -147,12 +147,12 @@ fn files_below(dir: &Path) -> Vec<String> {
     found
 }
 
-/// The first column of what kennel's database answers.
+/// The first column of what kennel's database answers, numbers as text. It may not be null.
 pub(crate) async fn rows(query: &'static str) -> Vec<String> {
     let options = SqliteConnectOptions::new().filename(super::split::database()).read_only(true);
     let mut connection = SqliteConnection::connect_with(&options).await.expect("kennel has a database");
-    let rows = sqlx::query_scalar::<_, String>(query).fetch_all(&mut connection).await;
-    rows.unwrap_or_else(|err| panic!("{query}: {err}"))
+    let rows = sqlx::query(query).fetch_all(&mut connection).await.unwrap_or_else(|err| panic!("{query}: {err}"));
+    rows.iter().map(|row| row.try_get_unchecked(0).unwrap_or_else(|err| panic!("{query}: {err}"))).collect()
 }
 
 /// Changes kennel's rows behind its back, as the passing of time does; tells how many.
