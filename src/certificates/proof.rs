@@ -82,12 +82,12 @@ fn name_of(domain: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dns::testing::{self, FakeProvider, TOKEN};
+    use crate::dns::testing::{self, TOKEN};
     use crate::store::Store;
 
     #[tokio::test]
     async fn a_sweep_removes_what_an_earlier_run_left_and_nothing_else() {
-        let (dir, fake) = (tempfile::tempdir().unwrap(), FakeProvider::start().await);
+        let (dir, fake) = (tempfile::tempdir().unwrap(), testing::start().await);
         let store = Store::open(&dir.path().join("kennel.db")).await.unwrap();
         let mark = Mark::of(&store).await.unwrap();
         let proofs = Proofs::new(testing::config(&fake, dir.path(), TOKEN), mark.clone());

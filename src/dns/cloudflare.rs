@@ -253,7 +253,7 @@ impl From<FoundRecord> for Record {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{FakeProvider, TOKEN, config};
+    use super::super::testing::{self, FakeProvider, TOKEN, config};
     use super::*;
     use crate::telemetry::chain;
 
@@ -268,7 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn records_are_made_found_and_removed() {
-        let fake = FakeProvider::start().await;
+        let fake = testing::start().await;
         let zone = open(&fake, TOKEN).await.unwrap();
         assert_eq!(zone.servers(), ["ada.ns.example", "bob.ns.example"]);
         // As many as fill more than one page.
@@ -288,7 +288,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_provider_says_against_it_is_told() {
-        let fake = FakeProvider::start().await;
+        let fake = testing::start().await;
         let refused = open(&fake, "another-token").await.err().unwrap();
         assert!(matches!(refused, DnsError::Refused(_)), "{refused}");
         assert_eq!(

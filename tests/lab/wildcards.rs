@@ -46,6 +46,8 @@ async fn one_wildcard_by_dns_01_serves_every_preview_of_a_project() {
     assert_eq!(rows("select name from certificates").await, ["*.hello.lab.test"]);
     assert_eq!(pebble.said().await.matches("Issued certificate serial").count(), 1);
     until("the proof is gone", ORDER_MAX, async || zone.texts().is_empty().then_some(())).await;
+    let made = zone.provider.asked().iter().filter(|asked| asked.starts_with("POST ")).count();
+    assert_eq!(made, 1, "it proved it once");
     let counted = api::ask(Method::GET, "/metrics").await.expect(200).text();
     let ends = rows("select expires_at / 1000 from certificates").await.remove(0);
     let expiry = format!("kennel_certificate_expiry_timestamp_seconds{{name=\"*.hello.lab.test\"}} {ends}\n");

@@ -7,6 +7,11 @@ use std::path::Path;
 pub(crate) use self::provider::{FakeProvider, TOKEN};
 use crate::config::{DnsConfig, DnsProvider};
 
+/// A provider with the zone `example.com`.
+pub(crate) async fn start() -> FakeProvider {
+    FakeProvider::with("127.0.0.1:0".parse().unwrap(), "example.com", Box::new(|_, _| {})).await
+}
+
 /// `[dns]` that leads to `fake`, with this token in a file below `dir`.
 pub(crate) fn config(fake: &FakeProvider, dir: &Path, token: &str) -> DnsConfig {
     let token_file = dir.join("token");

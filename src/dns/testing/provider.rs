@@ -46,12 +46,7 @@ struct Zone {
 }
 
 impl FakeProvider {
-    /// With the zone `example.com`.
-    #[allow(dead_code, reason = "the lab has zones of its own")]
-    pub(crate) async fn start() -> Self {
-        Self::with("127.0.0.1:0".parse().unwrap(), "example.com", Box::new(|_, _| {})).await
-    }
-
+    /// Listens on an address, with one empty zone.
     pub(crate) async fn with(address: SocketAddr, zone: &str, on_texts: OnTexts) -> Self {
         let shared = Arc::new(Shared { zone: zone.to_owned(), on_texts, state: Mutex::default() });
         let zones = format!("/client/v4/zones/{ZONE_ID}/dns_records");
@@ -102,7 +97,6 @@ impl FakeProvider {
     }
 
     /// Methods and paths of what it was asked until now.
-    #[allow(dead_code, reason = "not all who include this file look")]
     pub(crate) fn asked(&self) -> Vec<String> {
         self.shared.state().asked.clone()
     }
