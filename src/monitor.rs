@@ -191,35 +191,19 @@ mod tests {
     use std::hash::{BuildHasherDefault, DefaultHasher};
 
     use super::*;
-    use crate::model::TargetId;
-
-    fn route(host: &str, deployment: i64) -> Route {
-        Route {
-            host: host.parse().unwrap(),
-            target: TargetId(1),
-            deployment: DeploymentId(deployment),
-            destination: Destination::Service {
-                port: Port::FIRST.try_into().unwrap(),
-                protocol: Protocol::Http1,
-                health_path: None,
-            },
-            unhealthy: false,
-            project: "shop".parse().unwrap(),
-            service: "api".parse().unwrap(),
-            drain_secs: 30,
-        }
-    }
 
     #[test]
     fn a_service_with_two_names_is_asked_once() {
-        let asked = checks(vec![route("a.example", 1), route("b.example", 2), route("c.example", 1)]);
+        let asked = checks(
+            [("a.example", 1), ("b.example", 2), ("c.example", 1)].map(|(host, id)| Route::example(host, id)).into(),
+        );
         assert_eq!(asked.iter().map(|check| check.host.as_str()).collect::<Vec<_>>(), ["a.example", "b.example"]);
     }
 
     #[test]
     fn a_service_is_unhealthy_after_three_failures_in_a_row_and_healthy_after_one_answer() {
         let mut failures = Failures::default();
-        let mut check = checks(vec![route("a.example", 1)]).remove(0);
+        let mut check = checks(vec![Route::example("a.example", 1)]).remove(0);
         let mut told = String::new();
         for answer in "xx.xxxxx.x.xxx".chars() {
             let change = failures.count(&check, &(if answer == '.' { Ok(()) } else { Err(()) }));

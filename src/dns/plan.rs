@@ -92,7 +92,6 @@ fn excludes(kind: Kind, other: &Record) -> bool {
 mod tests {
     use super::*;
     use crate::config;
-    use crate::model::{DeploymentId, Destination, Port, Protocol, TargetId};
 
     const OWN: &str = "kennel 1 visitors";
 
@@ -114,20 +113,7 @@ mod tests {
     }
 
     fn route(project: &str, host: &str) -> Route {
-        Route {
-            host: host.parse().unwrap(),
-            target: TargetId(1),
-            deployment: DeploymentId(1),
-            destination: Destination::Service {
-                port: Port::FIRST.try_into().unwrap(),
-                health_path: None,
-                protocol: Protocol::Http1,
-            },
-            unhealthy: false,
-            project: project.parse().unwrap(),
-            service: "api".parse().unwrap(),
-            drain_secs: 30,
-        }
+        Route { project: project.parse().unwrap(), ..Route::example(host, 1) }
     }
 
     #[test]

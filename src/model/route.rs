@@ -23,6 +23,27 @@ pub struct Route {
     pub drain_secs: u32,
 }
 
+#[cfg(test)]
+impl Route {
+    /// To the service `api` of `shop`, by HTTP/1.1 on the first port; its target has the deployment's number.
+    pub(crate) fn example(host: &str, deployment: i64) -> Self {
+        Self {
+            host: host.parse().unwrap(),
+            target: TargetId(deployment),
+            project: "shop".parse().unwrap(),
+            service: "api".parse().unwrap(),
+            deployment: DeploymentId(deployment),
+            destination: Destination::Service {
+                port: Port::FIRST.try_into().unwrap(),
+                protocol: Protocol::Http1,
+                health_path: None,
+            },
+            unhealthy: false,
+            drain_secs: 30,
+        }
+    }
+}
+
 /// What answers a visitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {

@@ -166,20 +166,9 @@ mod tests {
     use crate::model::Protocol;
 
     fn route(host: &str, deployment: i64, port: u16) -> Route {
-        Route {
-            host: host.parse().unwrap(),
-            target: TargetId(deployment),
-            deployment: DeploymentId(deployment),
-            destination: Destination::Service {
-                port: port.try_into().unwrap(),
-                protocol: Protocol::Http1,
-                health_path: None,
-            },
-            unhealthy: false,
-            project: "shop".parse().unwrap(),
-            service: "api".parse().unwrap(),
-            drain_secs: 30,
-        }
+        let destination =
+            Destination::Service { port: port.try_into().unwrap(), protocol: Protocol::Http1, health_path: None };
+        Route { destination, ..Route::example(host, deployment) }
     }
 
     fn build(routes: &[Route], previous: &RouteTable) -> RouteTable {

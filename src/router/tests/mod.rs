@@ -184,16 +184,8 @@ impl Answer {
 }
 
 fn route_to(deployment: i64, port: Port) -> Route {
-    Route {
-        unhealthy: false,
-        project: "shop".parse().unwrap(),
-        service: "api".parse().unwrap(),
-        target: TargetId(1),
-        host: HOST.parse().unwrap(),
-        deployment: DeploymentId(deployment),
-        destination: Destination::Service { port, protocol: Protocol::Http1, health_path: None },
-        drain_secs: 30,
-    }
+    let destination = Destination::Service { port, protocol: Protocol::Http1, health_path: None };
+    Route { target: TargetId(1), destination, ..Route::example(HOST, deployment) }
 }
 
 /// A listener on a port that a deployment may have.

@@ -19,16 +19,8 @@ fn site(deployment: i64, root: &str, spa: bool) -> Vec<Route> {
 /// A site with versions before it.
 pub(super) fn site_after(deployment: i64, root: &str, previous: &[&str], spa: bool) -> Vec<Route> {
     let previous = previous.iter().map(|root| root.parse().unwrap()).collect();
-    vec![Route {
-        unhealthy: false,
-        project: "shop".parse().unwrap(),
-        service: "api".parse().unwrap(),
-        target: TargetId(1),
-        host: HOST.parse().unwrap(),
-        deployment: DeploymentId(deployment),
-        destination: Destination::Site { root: root.parse().unwrap(), previous, spa },
-        drain_secs: 30,
-    }]
+    let destination = Destination::Site { root: root.parse().unwrap(), previous, spa };
+    vec![Route { target: TargetId(1), destination, ..Route::example(HOST, deployment) }]
 }
 
 /// Where the files of `root` lie.
