@@ -106,7 +106,7 @@ async fn a_long_request_outlives_the_deploy_and_holds_its_service() {
 }
 
 /// Returns once a request is inside `deployment`.
-pub(super) async fn in_flight(front: &Front, deployment: i64) {
+async fn in_flight(front: &Front, deployment: i64) {
     let upstreams = front.handle.shared.table.load().upstreams_of(DeploymentId(deployment));
     patiently(async {
         while upstreams.iter().all(|upstream| upstream.claims() == 0) {
