@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{App, Build, Deployment, Lab, LabConfig, ProjectSpec, api, machine, until, write_secret};
+use crate::harness::{
+    App, Build, Deployment, Lab, LabConfig, ProjectSpec, api, machine, split, until, write_own_secret,
+};
 
-const CACHE: &str = "/srv/cache";
+/// Where the daemon may write.
+const CACHES: &str = "/srv/caches";
+const CACHE: &str = "/srv/caches/nix";
 const DROP_IN: &str = "/run/systemd/system/kennel.service.d";
 const KEY: &str = "/etc/kennel/cache-key";
 /// How long a push may take, with the pauses before it.
@@ -17,13 +21,15 @@ const PUSH_MAX: Duration = Duration::from_secs(90);
 
 /// kennel with a cache that it may write to, as an operator would let it.
 async fn start(builder: &str, project: ProjectSpec) -> Lab {
-    let _ = fs::remove_dir_all(CACHE);
+    let _ = fs::remove_dir_all(CACHES);
     let lab = Lab::prepare(LabConfig::of([project]).section(builder)).await;
+    fs::create_dir_all(CACHES).unwrap();
+    machine::ok("chown", &[split::owner(), CACHES]).await;
     fs::create_dir_all(DROP_IN).unwrap();
-    fs::write(Path::new(DROP_IN).join("cache.conf"), "[Service]\nReadWritePaths=/srv\n").unwrap();
+    fs::write(Path::new(DROP_IN).join("cache.conf"), "[Service]\nReadWritePaths=/srv/caches\n").unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;
     let _ = fs::remove_file(KEY);
-    write_secret(Path::new(KEY), &machine::ok("nix", &["key", "generate-secret", "--key-name", "lab-1"]).await);
+    write_own_secret(Path::new(KEY), &machine::ok("nix", &["key", "generate-secret", "--key-name", "lab-1"]).await);
     machine::ok("systemctl", &["start", "kennel.service"]).await;
     lab
 }
@@ -31,7 +37,7 @@ async fn start(builder: &str, project: ProjectSpec) -> Lab {
 async fn finish(lab: Lab) {
     lab.finish().await;
     fs::remove_file(Path::new(DROP_IN).join("cache.conf")).unwrap();
-    let _ = fs::remove_dir_all(CACHE);
+    let _ = fs::remove_dir_all(CACHES);
     machine::ok("systemctl", &["daemon-reload"]).await;
 }
 
@@ -112,14 +118,14 @@ async fn a_cache_that_is_away_holds_up_nothing_and_gets_it_later_also_after_a_re
 }
 
 /// Writes down how it was called, as cachix's own would not.
-const CACHIX: &str = "#!/bin/sh\n{ echo \"$@\"; echo \"$CACHIX_AUTH_TOKEN\"; cat; } > /srv/cachix\n";
+const CACHIX: &str = "#!/bin/sh\n{ echo \"$@\"; echo \"$CACHIX_AUTH_TOKEN\"; cat; } > /srv/caches/cachix\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cachix_cache_of_a_kennel_toml_gets_it_with_the_operators_token() {
     let cachix = Path::new("/usr/local/bin/cachix");
     let _ = fs::remove_file(cachix);
     let lab = start("", ProjectSpec::new("hello").line("cachix_token_file = \"/etc/kennel/cachix\"")).await;
-    write_secret(Path::new("/etc/kennel/cachix"), "hush-cachix");
+    write_own_secret(Path::new("/etc/kennel/cachix"), "hush-cachix");
     let live = lab.deploy_api("hello", "main", &App::api("one").manifest_end("[cachix]\ncache_name = \"mine\"")).await;
     let failed = until("it has failed", PUSH_MAX, async || {
         pushes(live.build).await.into_iter().find(|push| push["problem"].is_string())
@@ -133,10 +139,9 @@ async fn the_cachix_cache_of_a_kennel_toml_gets_it_with_the_operators_token() {
     // The operator has mended it, and says so.
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
     assert_eq!(pushed(live.build).await["name"], "mine");
-    let called = fs::read_to_string("/srv/cachix").unwrap();
+    let called = fs::read_to_string("/srv/caches/cachix").unwrap();
     assert_eq!(called, format!("push mine\nhush-cachix\n{}\n", made(live.build).await));
     assert!(!lab.journal().await.contains("hush-cachix"));
     fs::remove_file(cachix).unwrap();
-    fs::remove_file("/srv/cachix").unwrap();
     finish(lab).await;
 }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::http::{request, send};
 use crate::harness::invariants::at_rest;
-use crate::harness::{App, Lab, LabConfig, ROUTER, Service, api, machine, until};
+use crate::harness::{App, Lab, LabConfig, ROUTER, Service, api, machine, split, until};
 use crate::invariants::{Acknowledged, Rows};
 
 /// Services of the default branch, beside `api` and the site `web`.
@@ -160,9 +159,9 @@ impl Story {
     async fn settle_late(&mut self) {
         let Some((host, commit)) = self.late.take() else { return };
         let build = self.acknowledged.last().and_then(|last| last.build).expect("it was told its build");
-        let database = Path::new("/var/lib/kennel/kennel.db");
+        let database = split::database();
         let state = until("the build that the power cut came upon ends", Duration::from_secs(30), async || {
-            let rows = Rows::read(database).await.unwrap();
+            let rows = Rows::read(&database).await.unwrap();
             rows.under_way.is_empty().then(|| rows.build(build).map(str::to_owned)).flatten()
         })
         .await;

@@ -158,7 +158,7 @@ async fn kennel_starts_on_a_full_disk_and_serves() {
     let live = lab.deploy_api("hello", "main", &App::api("one")).await;
     let unit_pid = machine::main_pid(&live.unit()).await;
     until("there is a reserve", Duration::from_secs(10), async || {
-        Path::new(STATE).join("reserve").exists().then_some(())
+        split::own_dir().join("reserve").exists().then_some(())
     })
     .await;
     disk.fill(0);
