@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::harness::{Lab, LabConfig, ProjectSpec, machine, write_secret};
+use crate::harness::{Lab, LabConfig, ProjectSpec, machine, split, write_secret};
 
 const CONF: &str = "/etc/nix/nix.conf";
 /// As often as a test likes: systemd would refuse the sixth in 10 s.
@@ -140,6 +140,13 @@ async fn secrets_that_are_missing_or_open_and_a_kennel_that_is_away_fail() {
         "everybody may read `/etc/kennel/jwt` (`projects.hello.secrets.prod.JWT_SECRET`)",
     );
     assert!(!found.text.contains("hush"), "{}", found.text);
+    if split::is_installed() {
+        let webhook = "/etc/kennel/hello-webhook";
+        machine::ok("chown", &["root:", webhook]).await;
+        let found = Diagnosis::make().await;
+        let says = format!("`kennel` may not read `{webhook}` (`projects.hello.webhook_secret_file`)");
+        found.expect("secrets", "failure", &says);
+    }
     fs::remove_file(jwt).unwrap();
     fs::write("/etc/kennel/hello-webhook", "\n").unwrap();
     let found = Diagnosis::make().await;
