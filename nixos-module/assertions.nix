@@ -44,8 +44,17 @@ in
         services.kennel needs Nix to build with. Set nix.enable = true.'')
       (say ((settings.sandbox or true) == true) ''
         services.kennel builds what is pushed, and nix.settings.sandbox is off: a build could reach this machine's files. Set nix.settings.sandbox = true.'')
-      (say (lib.mutuallyExclusive (lib.toList (settings.trusted-users or [ ])) [ "*" "kennel-build" "@kennel-build" ]) ''
-        nix.settings.trusted-users lets the user kennel-build, who evaluates what is pushed, do everything. Take "*", "kennel-build" and "@kennel-build" out of it.'')
+      (say
+        (lib.mutuallyExclusive (lib.toList (settings.trusted-users or [ ])) [
+          "*"
+          "kennel"
+          "@kennel"
+          "kennel-build"
+          "@kennel-build"
+        ])
+        ''
+          nix.settings.trusted-users lets the user kennel, who meets the network, or the user kennel-build, who evaluates what is pushed, do everything. Take "*", "kennel", "@kennel", "kennel-build" and "@kennel-build" out of it.''
+      )
       (say
         (cfg.valkey.createLocally -> cfg.settings.valkey.url_file == "/var/lib/kennel-secrets/valkey-url")
         ''

@@ -15,7 +15,11 @@ in
     users.groups.kennel-build = { };
 
     nix.settings = {
-      extra-allowed-users = [ "kennel-build" ];
+      # The daemon asks Nix what there is, and copies to caches.
+      extra-allowed-users = [
+        "kennel"
+        "kennel-build"
+      ];
       extra-experimental-features = [
         "nix-command"
         "flakes"

@@ -18,7 +18,35 @@ let
     else
       value;
   settings = clean cfg.settings;
-  written = toml.generate "kennel.toml" (settings // { projects = clean cfg.projects; });
+
+  # What the daemon itself reads of secrets, by the names under which systemd hands it over: root alone need be able to
+  # read these files. Those of services' secrets and of private repositories are root's side to read, when they are
+  # needed.
+  daemons = [
+    [ "api" "token_file" ]
+    [ "valkey" "url_file" ]
+    [ "postgres" "url_file" ]
+    [ "dns" "token_file" ]
+    [ "builder" "cache" "credentials_file" ]
+    [ "builder" "cache" "known_hosts_file" ]
+    [ "builder" "cache" "signing_key_file" ]
+  ]
+  ++ builtins.concatMap (project: [
+    [ "projects" project "webhook_secret_file" ]
+    [ "projects" project "cachix_token_file" ]
+  ]) (builtins.attrNames cfg.projects);
+  named = settings // {
+    projects = clean cfg.projects;
+  };
+  credentials = map (key: {
+    inherit key;
+    id = lib.concatStringsSep "." key;
+    file = lib.attrByPath key null named;
+  }) (builtins.filter (key: lib.attrByPath key null named != null) daemons);
+  handedOver = map (
+    { key, id, ... }: lib.setAttrByPath key "/run/credentials/kennel.service/${id}"
+  ) credentials;
+  written = toml.generate "kennel.toml" (builtins.foldl' lib.recursiveUpdate named handedOver);
 
   # The daemon's own check, run while the system is built. It needs neither network nor secrets.
   checked =
@@ -40,6 +68,13 @@ let
           ''
       );
 
+  # What the daemon runs, and what builds run.
+  path = [
+    config.nix.package
+    config.programs.ssh.package
+    pkgs.gitMinimal
+  ];
+
   listeners = lib.filter (address: address != null) [
     cfg.settings.router.http
     cfg.settings.router.https
@@ -54,21 +89,23 @@ in
     services.kennel.configFile = checked;
     environment.etc."kennel/config.toml".source = checked;
     environment.systemPackages = [ cfg.package ];
+    # The daemon's user: whatever needs root it asks `kennel host` for.
+    users.users.kennel = {
+      description = "kennel's daemon";
+      isSystemUser = true;
+      group = "kennel";
+    };
     users.groups.kennel.members = cfg.operators;
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall (
       map portOf (lib.filter (address: !isLoopback address) listeners)
     );
 
-    # The unit is the package's own, systemd/kennel.service; here is what only NixOS can know.
+    # The units are the package's own, of systemd/; here is what only NixOS can know.
     systemd.packages = [ cfg.package ];
     systemd.services.kennel = {
       wantedBy = [ "multi-user.target" ];
-      path = [
-        config.nix.package
-        config.programs.ssh.package
-        pkgs.gitMinimal
-      ];
+      inherit path;
       # A restart loses no request and touches no service; stopping first would.
       stopIfChanged = false;
       # A changed project is a reload; what the daemon reads at its start only is a restart.
@@ -76,7 +113,13 @@ in
       restartTriggers = [
         (builtins.hashString "sha256" (builtins.toJSON (removeAttrs settings [ "prune_projects" ])))
       ];
+      serviceConfig.LoadCredential = map ({ id, file, ... }: "${id}:${file}") credentials;
     };
+    systemd.services.kennel-host = {
+      inherit path;
+      stopIfChanged = false;
+    };
+    systemd.sockets.kennel-host.wantedBy = [ "sockets.target" ];
 
     # kennel asks the kernel whose a connection is, also where modules cannot be loaded later.
     boot.kernelModules = [ "tcp_diag" ];

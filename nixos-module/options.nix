@@ -64,7 +64,8 @@ in
       '';
       description = ''
         The repositories to serve, by name: lower-case letters, digits and `-`. A change is applied by a reload, which
-        interrupts nothing.
+        interrupts nothing; a new project, whose webhook's secret systemd has to hand over, by a restart, which loses no
+        request.
       '';
     };
 

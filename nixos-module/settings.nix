@@ -92,7 +92,8 @@ in
       default = null;
       description = ''
         Certificates that something else keeps, such as `security.acme`. kennel reads them again when they change, and
-        orders none for the hosts they cover.
+        orders none for the hosts they cover. The user `kennel` has to be able to read them:
+        `users.users.kennel.extraGroups = [ "acme" ]`.
       '';
     };
 

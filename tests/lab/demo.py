@@ -27,6 +27,7 @@ CLONE = Path("/srv/hello")
 FORGE = Path("/srv/forge")
 BARE = FORGE / "demo/hello.git"
 SECRET = Path("/etc/kennel/hello-webhook")
+UNITS = Path("/etc/systemd/system")
 ROUTER_PORT, API_PORT, FORGE_PORT = (
     int(os.environ.get(name, default))
     for name, default in [("ROUTER_PORT", 8080), ("API_PORT", 3000), ("FORGE_PORT", 3001)]
@@ -90,13 +91,27 @@ def up():
     forge = ["python3", "-I", SOURCE / "tests/lab/forge.py", FORGE, str(FORGE_PORT)]
     run("systemd-run", "--quiet", "--unit=forge", *forge)
 
+    install_units()
     SECRET.parent.mkdir(exist_ok=True)
     SECRET.touch(mode=0o600)
     SECRET.write_text(uuid.uuid4().hex)
+    shutil.chown(SECRET, "kennel")
     (SECRET.parent / "config.toml").write_text(CONFIG)
     run("systemctl", "start", "kennel.service")
     await_answer(f"{API}/healthz")
     await_answer(f"http://127.0.0.1:{FORGE_PORT}/demo/hello.git/HEAD")
+
+
+def install_units():
+    """The daemon's user, and beside kennel.service what it asks for; it binds its own ports."""
+    user = ["--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+    run("useradd", *user, "--gid", "kennel", "--groups", "nix-users", "kennel")
+    for name in ["kennel-host.service", "kennel-host.socket"]:
+        shutil.copy(SOURCE / "systemd" / name, UNITS / name)
+    lines = (SOURCE / "systemd/kennel.socket").read_text().splitlines()
+    unix = [line for line in lines if not line.startswith("ListenStream=") or line.endswith(".sock")]
+    (UNITS / "kennel.socket").write_text("\n".join(unix) + "\n")
+    run("systemctl", "daemon-reload")
 
 
 def await_answer(url):

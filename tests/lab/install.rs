@@ -7,7 +7,7 @@ use std::path::Path;
 use http::Method;
 
 use crate::harness::http::{request, send};
-use crate::harness::{App, Lab, LabConfig, ProjectSpec, Style, api, delivery, machine};
+use crate::harness::{App, Lab, LabConfig, ProjectSpec, Style, api, delivery, machine, split};
 
 const PAGE: &str = "/lab/source/docs/install.md";
 /// Where the page has kennel listen for visitors.
@@ -28,8 +28,12 @@ async fn forget_kennel() {
             machine::ok("umount", &[mount]).await;
         }
     }
+    split::remove().await;
     machine::ok("userdel", &["kennel-build"]).await;
-    machine::ok("groupdel", &["kennel"]).await;
+    // The group goes with the user whose it is.
+    if !machine::run("userdel", &[split::USER]).await.status.success() {
+        machine::ok("groupdel", &["kennel"]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,6 +70,11 @@ async fn the_page_for_debian_leads_to_a_live_service() {
     assert!(Path::new("/etc/systemd/system/multi-user.target.wants/kennel.service").exists(), "it starts at boot");
     assert!(Path::new("/etc/systemd/system/sockets.target.wants/kennel.socket").exists(), "its sockets before it");
     assert_eq!(machine::property("kennel.socket", "SubState").await, "running");
+    let daemon = machine::main_pid("kennel.service").await;
+    assert_eq!(machine::ok("stat", &["--format=%U", &format!("/proc/{daemon}")]).await.trim(), split::USER);
+    let doctor = machine::run("kennel", &["doctor"]).await;
+    let said = machine::text(&doctor.stdout);
+    assert!(said.contains("root's or the daemon's alone"), "{said}");
     assert!(
         !lab.journal().await.contains("kennel.socket holds"),
         "kennel's file and its sockets name the same addresses"
@@ -75,7 +84,8 @@ async fn the_page_for_debian_leads_to_a_live_service() {
     lab.finish().await;
 
     // The tests after this one want Nix's daemon where it was, and no kennel that starts by itself.
-    machine::ok("systemctl", &["disable", "--now", "kennel.socket", "kennel.service"]).await;
+    machine::ok("systemctl", &["disable", "--now", "kennel.socket", "kennel-host.socket", "kennel.service"]).await;
+    split::remove().await;
     fs::remove_file("/etc/systemd/system/kennel.socket").unwrap();
     fs::remove_file("/etc/systemd/system/builds.slice").unwrap();
     fs::remove_dir_all("/etc/systemd/system/nix-daemon.service.d").unwrap();

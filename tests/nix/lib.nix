@@ -51,6 +51,14 @@ let
         else
           value
       ) b;
+    attrByPath =
+      path: default: set:
+      if path == [ ] then
+        set
+      else if builtins.isAttrs set && set ? ${builtins.head path} then
+        lib.attrByPath (builtins.tail path) default set.${builtins.head path}
+      else
+        default;
     setAttrByPath =
       path: value:
       if path == [ ] then

@@ -52,6 +52,7 @@ in
       isSystemUser = no;
       isNormalUser = no;
       group = with' types.str "";
+      extraGroups = strings;
     });
     users.groups = table (record {
       members = strings;
@@ -100,7 +101,7 @@ in
         { name, ... }:
         {
           options.path = with' types.str "/run/secrets/${name}";
-          options.reloadUnits = strings;
+          options.restartUnits = strings;
         }
       )
     );

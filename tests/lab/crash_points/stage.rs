@@ -12,12 +12,13 @@ use super::{orphans, time};
 use crate::harness::databases::{Postgres, Valkey, command, valkey_as, variable};
 use crate::harness::invariants::{AtRest, at_rest};
 use crate::harness::leftovers::rows;
-use crate::harness::{App, Delivery, Gate, Lab, LabConfig, ProjectSpec, Service, machine, until};
+use crate::harness::{App, Delivery, Gate, Lab, LabConfig, ProjectSpec, Service, machine, split, until};
 use crate::invariants::{Acknowledged, Live};
 
 /// Where `tests/lab/lab` puts the program with the points.
 const PROGRAM: &str = "/lab/kennel-crash";
 const DROP_IN: &str = "/run/systemd/system/kennel.service.d";
+const CRASH: &str = "crash.conf";
 /// Read at each start of kennel; empty but for the start that is to end at a point.
 const ARMED: &str = "/run/kennel-crash.env";
 /// How long it may take to come to a point.
@@ -55,9 +56,11 @@ impl Stage {
         let projects = PROJECTS.into_iter().chain([GUEST]).map(ProjectSpec::new);
         let config = LabConfig::of(projects).section(&valkey.section()).section(&postgres.section());
         let lab = Lab::prepare(config.head("prune_projects = true")).await;
+        // The machine's points too are the daemon's then.
+        split::merge().await;
         fs::create_dir_all(DROP_IN).unwrap();
         let text = format!("[Service]\nExecStart=\nExecStart={PROGRAM} daemon\nRestart=no\nEnvironmentFile=-{ARMED}\n");
-        fs::write(Path::new(DROP_IN).join("crash.conf"), text).unwrap();
+        fs::write(Path::new(DROP_IN).join(CRASH), text).unwrap();
         let _ = fs::remove_file(ARMED);
         machine::ok("systemctl", &["daemon-reload"]).await;
         machine::ok("systemctl", &["start", "kennel.service"]).await;
@@ -90,7 +93,7 @@ impl Stage {
 
     /// Ends the test.
     pub(super) async fn strike(self) {
-        fs::remove_dir_all(DROP_IN).unwrap();
+        fs::remove_file(Path::new(DROP_IN).join(CRASH)).unwrap();
         machine::ok("systemctl", &["daemon-reload"]).await;
         machine::ok("systemctl", &["restart", "kennel.service"]).await;
         self.lab.finish().await;

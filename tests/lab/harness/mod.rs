@@ -96,7 +96,9 @@ impl Lab {
         let inside = std::env::var("KENNEL_LAB").is_ok_and(|value| value == "1");
         assert!(inside, "these tests take a whole machine: run them with `tests/lab/lab test`");
         leftovers::wipe().await;
-        if split::is_asked_for() {
+        if split::is_unwanted() {
+            split::merge().await;
+        } else {
             split::install().await;
         }
         for dir in [GATES_DIR, "/srv/git"] {

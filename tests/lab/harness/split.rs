@@ -10,15 +10,17 @@ use super::{ROUTER, machine};
 const SHIPPED: &str = "/lab/source/systemd";
 const UNITS: &str = "/etc/systemd/system";
 const HOST_UNITS: [&str; 2] = ["kennel-host.socket", "kennel-host.service"];
+/// What makes one process of root's of it.
+const ONE_PROCESS: &str = "one-process.conf";
 const DROP_IN: &str = "/run/systemd/system/kennel.service.d";
 /// Where the URLs of databases are.
 const DATABASES: &str = "/srv/databases";
 /// Whom the daemon runs as.
 pub(crate) const USER: &str = "kennel";
 
-/// Whether all tests are to run on it.
-pub(super) fn is_asked_for() -> bool {
-    std::env::var_os("KENNEL_SPLIT").is_some()
+/// Whether all tests are to run on one process of root's instead.
+pub(super) fn is_unwanted() -> bool {
+    std::env::var_os("KENNEL_ONE_PROCESS").is_some()
 }
 
 /// Whether kennel's next start is in two.
@@ -44,8 +46,16 @@ pub(crate) async fn install() {
     let unix: Vec<_> = unix.collect();
     assert!(!unix.concat().contains(&ROUTER.port().to_string()), "the ports are the daemon's");
     fs::write(Path::new(UNITS).join("kennel.socket"), unix.join("\n")).unwrap();
+    let _ = fs::remove_file(Path::new(DROP_IN).join(ONE_PROCESS));
+    machine::ok("systemctl", &["daemon-reload"]).await;
+}
+
+/// Has kennel's next start be that of one process of root's; kennel does not run.
+pub(crate) async fn merge() {
+    super::sockets::let_go().await;
+    remove().await;
     fs::create_dir_all(DROP_IN).unwrap();
-    fs::copy(Path::new(SHIPPED).join("unprivileged.conf"), Path::new(DROP_IN).join("unprivileged.conf")).unwrap();
+    fs::copy(Path::new(SHIPPED).join(ONE_PROCESS), Path::new(DROP_IN).join(ONE_PROCESS)).unwrap();
     machine::ok("systemctl", &["daemon-reload"]).await;
 }
 
@@ -57,7 +67,7 @@ pub(crate) async fn stop_sockets() {
 }
 
 /// Undoes [`install`]; kennel does not run.
-pub(super) async fn remove() {
+pub(crate) async fn remove() {
     if is_installed() {
         machine::ok("systemctl", &[&["stop"], &HOST_UNITS[..]].concat()).await;
         let _ = machine::run("systemctl", &["reset-failed", "kennel-host.service"]).await;

@@ -1,19 +1,18 @@
 //! The flake and the NixOS module, without nixpkgs: real Nix evaluates and builds them over the stand-ins of tests/nix,
 //! and over nixpkgs' own `lib` where the lab was given one; what comes out runs on this machine.
 
+mod runs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use http::Method;
 use serde_json::Value;
 
-use crate::harness::{App, Lab, LabConfig, api, machine};
+use crate::harness::machine;
 
 const SOURCE: &str = "/lab/source";
 const NIXPKGS: &str = "/lab/nixpkgs";
-/// systemd reads units here before those of /etc, where the lab has its own.
-const UNITS: &str = "/run/systemd/system.control";
 /// What the stand-in packages need of the machine. Not `/bin`: Nix, as root, would write its own `/bin/sh` into it.
 const SANDBOX: &str = "/usr /lib=/usr/lib /lib64=/usr/lib64";
 
@@ -82,7 +81,23 @@ async fn a_small_and_a_full_configuration_pass_the_daemons_check_without_a_warni
         assert_eq!(shop["secrets"]["prod"]["JWT_SECRET"]["file"].as_str(), Some("/run/secrets/shop-jwt"));
         assert_eq!(shop["branches"].as_array().unwrap().len(), 2);
         assert_eq!(file["builder"]["timeout"].as_str(), Some("30m"), "keys the module does not know are passed on");
-        assert_eq!(file["valkey"]["url_file"].as_str(), Some("/var/lib/kennel-secrets/valkey-url"));
+        // What the daemon itself reads systemd hands over; what services and fetches read is root's side's to open.
+        let credential = "/run/credentials/kennel.service/projects.shop.webhook_secret_file";
+        assert_eq!(shop["webhook_secret_file"].as_str(), Some(credential));
+        assert_eq!(shop["ssh_key_file"].as_str(), Some("/run/agenix/shop-key"));
+        let credentials = evaluate(&lib, "builtins.toJSON full.systemd.services.kennel.serviceConfig.LoadCredential");
+        let credentials: Vec<String> = serde_json::from_str(&succeeded(&credentials.await)).unwrap();
+        assert_eq!(
+            credentials,
+            [
+                "api.token_file:/run/secrets/kennel-token",
+                "valkey.url_file:/var/lib/kennel-secrets/valkey-url",
+                "postgres.url_file:/var/lib/kennel-secrets/postgres-url",
+                "dns.token_file:/run/agenix/dns",
+                "projects.shop.webhook_secret_file:/run/secrets/shop-webhook",
+                "projects.site.webhook_secret_file:/run/secrets/site-webhook",
+            ]
+        );
         let sockets = evaluate(&lib, "builtins.toJSON full.systemd.sockets.kennel.listenStreams").await;
         let sockets: Vec<String> = serde_json::from_str(&succeeded(&sockets)).unwrap();
         assert_eq!(sockets, ["", "0.0.0.0:80", "[::]:443", "0.0.0.0:3000", "/run/kennel/kennel.sock"]);
@@ -125,10 +140,7 @@ async fn what_is_missing_or_unsafe_is_refused_with_what_to_set() {
         ("services.kennel.settings.projects.new.x = 1", "Set services.kennel.projects instead"),
         ("nix.enable = false", "Set nix.enable = true"),
         ("nix.settings.sandbox = false", "Set nix.settings.sandbox = true"),
-        (
-            "nix.settings.trusted-users = [ \"@kennel-build\" ]",
-            "Take \"*\", \"kennel-build\" and \"@kennel-build\" out",
-        ),
+        ("nix.settings.trusted-users = [ \"@kennel-build\" ]", "\"kennel-build\" and \"@kennel-build\" out"),
         ("services.nginx.enable = true", "Set services.kennel.settings.router.http = \"127.0.0.1:8080\""),
         (
             "services.kennel.valkey.createLocally = true; services.kennel.settings.valkey.url_file = \"/x\"",
@@ -266,110 +278,4 @@ async fn the_flake_passes_its_checks_and_its_template_builds() {
     assert!(built[0].join("bin/api").exists() && built[1].join("index.html").exists(), "{built:?}");
     let locked = |dir: &str| fs::read_to_string(format!("{dir}/flake.lock")).unwrap();
     assert_eq!(locked(flake), locked(project), "the template begins with the nixpkgs kennel is tested with");
-}
-
-/// A machine as the module sets it up: the daemon's file and the unit, in the places where NixOS has them.
-async fn install(lab: &Lab, more: &str) -> PathBuf {
-    let modules = format!(
-        "[ {{ services.kennel = {{ enable = true; settings.base_domain = \"lab.test\"; \
-         settings.router.http = \"127.0.0.1:8080\"; projects.hello = {{ repo_url = \"{}\"; repo_type = \"forgejo\"; \
-         webhook_secret_file = \"/etc/kennel/hello-webhook\"; }}; {more} }}; }} ]",
-        lab.forge.url("hello")
-    );
-    let machine = path(&build("{ }", &format!("machine {modules}")).await);
-    fs::copy(machine.join("config.toml"), "/etc/kennel/config.toml").unwrap();
-    fs::create_dir_all(format!("{UNITS}/kennel.service.d")).unwrap();
-    let unit = machine.join("package/lib/systemd/system/kennel.service");
-    fs::copy(unit, format!("{UNITS}/kennel.service")).unwrap();
-    fs::copy(machine.join("units/kennel"), format!("{UNITS}/kennel.service.d/overrides.conf")).unwrap();
-    fs::create_dir_all(format!("{UNITS}/kennel.socket.d")).unwrap();
-    let unit = machine.join("package/lib/systemd/system/kennel.socket");
-    fs::copy(unit, format!("{UNITS}/kennel.socket")).unwrap();
-    fs::copy(machine.join("kennel.socket"), format!("{UNITS}/kennel.socket.d/overrides.conf")).unwrap();
-    machine
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_runs_by_the_file_and_the_unit_the_module_made() {
-    let lab = Lab::prepare(LabConfig::hello()).await;
-    let exposure = async |arguments: &[&str]| {
-        let said = machine::ok("systemd-analyze", &[&["security", "--no-pager"], arguments].concat()).await;
-        said.lines().last().expect("it ends with a score").to_owned()
-    };
-    let by_hand = exposure(&["kennel.service"]).await;
-    install(&lab, "").await;
-    machine::ok("systemctl", &["daemon-reload"]).await;
-    assert_eq!(exposure(&["kennel.service"]).await, by_hand, "the module leaves the sandbox as it is");
-    machine::ok("systemctl", &["start", "kennel.service"]).await;
-
-    let pid = machine::main_pid("kennel.service").await;
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    assert!(program.starts_with("/nix/store"), "{}", program.display());
-    let sockets = machine::property("kennel.socket", "Listen").await;
-    let expected = "127.0.0.1:8080 (Stream)\n127.0.0.1:3000 (Stream)\n/run/kennel/kennel.sock (Stream)";
-    assert_eq!(sockets, expected, "systemd holds the sockets of the module's settings");
-    assert_eq!(machine::property("kennel.socket", "SubState").await, "running");
-    assert!(!lab.journal().await.contains("kennel.socket holds"), "kennel's file names the same ones");
-    let one = lab.deploy_api("hello", "main", &App::api("one")).await;
-    assert_eq!(lab.version(&one.host).await, "one");
-
-    let second = "projects.second = { repo_url = \"https://forge.example.com/x.git\"; repo_type = \"github\"; \
-        webhook_secret_file = \"/etc/kennel/hello-webhook\"; };";
-    install(&lab, second).await;
-    machine::ok("systemctl", &["reload", "kennel.service"]).await;
-    let projects = api::ask(Method::GET, "/projects").await;
-    assert!(projects.text().contains("second"), "{}", projects.text());
-    assert_eq!(machine::main_pid("kennel.service").await, pid);
-
-    lab.finish().await;
-    machine::ok("systemctl", &["stop", "kennel.socket", "kennel.service"]).await;
-    fs::remove_dir_all(UNITS).unwrap();
-    machine::ok("systemctl", &["daemon-reload"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn databases_on_the_machine_get_passwords_of_their_own() {
-    let units = ["kennel-valkey-password", "kennel-postgres-password", "kennel-postgres-role"];
-    let machine = path(&build("{ }", "machine [ files.full ]").await);
-    for unit in units {
-        fs::copy(machine.join("units").join(unit), format!("/run/systemd/system/{unit}.service")).unwrap();
-    }
-    // Debian has no such target.
-    fs::write("/run/systemd/system/postgresql.target", "[Unit]\nRequires=postgresql@17-main.service\n").unwrap();
-    machine::ok("systemctl", &["daemon-reload"]).await;
-    machine::ok("systemctl", &["start", "postgresql@17-main.service"]).await;
-    machine::ok("systemctl", &["start", "kennel-valkey-password.service", "kennel-postgres-role.service"]).await;
-    let secret = |name: &str| fs::read_to_string(format!("/var/lib/kennel-secrets/{name}")).unwrap().trim().to_owned();
-    let (valkey, postgres) = (secret("valkey-url"), secret("postgres-url"));
-    let mode =
-        machine::ok("stat", &["--format=%U %a", "/var/lib/kennel-secrets", "/var/lib/kennel-secrets/valkey-url"]);
-    assert_eq!(mode.await, "root 700\nroot 600\n");
-
-    let sql = "create role branch; grant branch to current_user; create database branch owner branch; \
-        drop database branch; drop role branch;";
-    for statement in sql.split_inclusive(';') {
-        machine::ok("psql", &[&postgres, "--set=ON_ERROR_STOP=1", "--command", statement]).await;
-    }
-    let rights = "select rolsuper, rolcreatedb, rolcreaterole from pg_roles where rolname = 'kennel'";
-    assert_eq!(machine::ok("psql", &[&postgres, "--tuples-only", "--no-align", "--command", rights]).await, "f|t|t\n");
-    let server = succeeded(&evaluate("{ }", "builtins.toJSON full.services.redis.servers.kennel").await);
-    let server: Value = serde_json::from_str(&server).unwrap();
-    assert_eq!(server["requirePassFile"], "/var/lib/kennel-secrets/valkey-password");
-    let (port, databases) = (server["port"].to_string(), server["databases"].to_string());
-    let password = secret("valkey-password");
-    let start =
-        ["--unit=nixos-valkey", "--service-type=notify", "--collect", "valkey-server", "--supervised", "systemd"];
-    let settings = ["--port", &port, "--databases", &databases, "--requirepass", &password];
-    machine::ok("systemd-run", &[&start[..], &settings].concat()).await;
-    let said = machine::ok("valkey-cli", &["-u", &valkey, "acl", "setuser", "branch", "on", "+get"]).await;
-    assert_eq!(said.trim(), "OK");
-
-    machine::ok("systemctl", &["restart", "kennel-postgres-role.service", "kennel-valkey-password.service"]).await;
-    assert_eq!((secret("valkey-url"), secret("postgres-url")), (valkey, postgres), "passwords are made once");
-    let stop = ["stop", "nixos-valkey.service", "postgresql@17-main.service"];
-    machine::ok("systemctl", &[&stop[..], &units].concat()).await;
-    for name in units.map(|unit| format!("{unit}.service")).iter().map(String::as_str).chain(["postgresql.target"]) {
-        fs::remove_file(Path::new("/run/systemd/system").join(name)).unwrap();
-    }
-    machine::ok("systemctl", &["daemon-reload"]).await;
 }
