@@ -90,7 +90,7 @@ pub fn host_of(value: &[u8]) -> Option<String> {
         return Ipv6Addr::from_str(address).ok().map(|address| format!("[{address}]"));
     }
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    HostName::from_str(&host).ok().map(String::from)
+    HostName::try_from(host).ok().map(String::from)
 }
 
 /// The protocol a request asks to switch to, if it asks properly and kennel goes along.

@@ -20,11 +20,7 @@ macro_rules! checked_text {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                let check: fn(&str) -> Result<(), &'static str> = $check;
-                match check(text) {
-                    Ok(()) => Ok(Self(text.to_owned())),
-                    Err(problem) => Err(InvalidName::new($kind, text, problem)),
-                }
+                text.to_owned().try_into()
             }
         }
 
@@ -32,7 +28,11 @@ macro_rules! checked_text {
             type Error = InvalidName;
 
             fn try_from(text: String) -> Result<Self, InvalidName> {
-                text.parse()
+                let check: fn(&str) -> Result<(), &'static str> = $check;
+                match check(&text) {
+                    Ok(()) => Ok(Self(text)),
+                    Err(problem) => Err(InvalidName::new($kind, &text, problem)),
+                }
             }
         }
 
