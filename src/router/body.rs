@@ -6,6 +6,7 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::Timeouts;
+use super::backed::{self, Backed};
 use super::client::{Answer, Malformed, Piece};
 use super::connection::Turn;
 use super::h2c::AnswerBody;
@@ -57,7 +59,8 @@ pub(super) struct Body {
 #[derive(Debug)]
 enum Kind {
     Empty,
-    Full(Option<Bytes>),
+    /// Bytes, which may be part of a file that is open.
+    Full(Option<Bytes>, Option<Arc<Backed>>),
     Upstream(UpstreamBody),
     H2c(AnswerBody),
     File(FileBody),
@@ -70,6 +73,14 @@ impl Body {
         Kind::Empty.into()
     }
 
+    /// These bytes, which are part of `backed` if there is one.
+    pub(super) fn kept(bytes: Bytes, backed: Option<&Arc<Backed>>) -> Self {
+        match backed.filter(|_| bytes.len() >= backed::LEAST) {
+            Some(backed) => Kind::Full(Some(bytes), Some(Arc::clone(backed))).into(),
+            None => bytes.into(),
+        }
+    }
+
     /// From the control service.
     pub(super) fn control(body: axum::body::Body) -> Self {
         Kind::Control(body).into()
@@ -80,7 +91,7 @@ impl Body {
         match &mut self.kind {
             Kind::Upstream(body) => body.answer.read_at_most(room),
             Kind::File(body) => body.read_at_most(room),
-            Kind::Empty | Kind::Full(_) | Kind::H2c(_) | Kind::Control(_) => {}
+            Kind::Empty | Kind::Full(..) | Kind::H2c(_) | Kind::Control(_) => {}
         }
         self
     }
@@ -99,7 +110,7 @@ impl From<Kind> for Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        if bytes.is_empty() { Kind::Empty.into() } else { Kind::Full(Some(bytes)).into() }
+        if bytes.is_empty() { Kind::Empty.into() } else { Kind::Full(Some(bytes), None).into() }
     }
 }
 
@@ -129,7 +140,12 @@ impl HttpBody for Body {
         let Self { kind, turn } = self.get_mut();
         let frame = ready!(match kind {
             Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Full(bytes, backed) => {
+                if let (Some((turn, _)), Some(backed)) = (&*turn, backed.take()) {
+                    turn.announce(backed);
+                }
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
             Kind::Upstream(body) => body.poll_frame(cx),
             Kind::H2c(body) => Pin::new(body).poll_frame(cx),
             Kind::File(body) => Pin::new(body).poll_frame(cx),
@@ -144,7 +160,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Full(bytes, _) => bytes.is_none(),
             Kind::Upstream(body) => body.answer.is_over(),
             Kind::H2c(body) => body.is_end_stream(),
             Kind::File(body) => body.is_end_stream(),
@@ -154,8 +170,8 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty | Kind::Full(None) => SizeHint::with_exact(0),
-            Kind::Full(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Empty | Kind::Full(None, _) => SizeHint::with_exact(0),
+            Kind::Full(Some(bytes), _) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Upstream(body) => body.answer.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::H2c(body) => body.size_hint(),
             Kind::File(body) => body.size_hint(),

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::backed::{Backed, Outgoing};
 use super::generation::{Generation, Stage};
 use super::io::Io;
 use super::metrics::Connected;
@@ -53,6 +54,8 @@ pub(super) struct Visitor {
     pub(super) heard: AtomicBool,
     /// Whether he takes nothing of an answer at the moment.
     pub(super) stalled: AtomicBool,
+    /// What he is to be sent next, where a file has it too.
+    pub(super) outgoing: Outgoing,
     held: Held,
 }
 
@@ -86,6 +89,7 @@ impl Visitor {
             since_ms: AtomicU64::new(Moment::now().as_ms()),
             heard: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            outgoing: Outgoing::default(),
             held: Held::Places(places),
         }
     }
@@ -108,6 +112,7 @@ impl Visitor {
             since_ms: AtomicU64::new(0),
             heard: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            outgoing: Outgoing::default(),
             held: Held::Turn(Turn::begin(self)),
         }
     }
@@ -167,6 +172,11 @@ impl Turn {
     pub(super) fn begin(visitor: &Arc<Visitor>) -> Self {
         visitor.turns.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(visitor))
+    }
+
+    /// Bytes of `backed` are the answer's next.
+    pub(super) fn announce(&self, backed: Arc<Backed>) {
+        self.0.outgoing.announce(backed);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A visitor's stream: it fails when he takes nothing for too long, and notes on him what comes and goes.
 
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
+use super::backed::{self, Backed};
 use super::connection::Visitor;
 use super::patience::Patience;
 use super::watch::Moment;
@@ -26,12 +29,39 @@ pub(super) struct Io<S> {
     pub(super) visitor: Arc<Visitor>,
     /// How long he may take nothing.
     patience: Patience,
+    /// What is being written to him, where a file has it too.
+    sending: Option<Arc<Backed>>,
 }
 
 impl<S> Io<S> {
     /// `stream`, of which `visitor` may take nothing for `limit`.
     pub(super) fn new(stream: S, visitor: Arc<Visitor>, limit: Duration) -> Self {
-        Self { stream, first: Bytes::new(), visitor, patience: Patience::new(limit) }
+        Self { stream, first: Bytes::new(), visitor, patience: Patience::new(limit), sending: None }
+    }
+
+    /// Writes the first of `bufs` that is part of an open file, and what comes before it; `None` when none is, or when
+    /// what is written is not what goes out.
+    fn poll_write_backed(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+        length: usize,
+    ) -> Option<Poll<io::Result<usize>>>
+    where
+        S: 'static,
+    {
+        let announced = (length >= backed::LEAST).then(|| self.visitor.outgoing.take()).flatten();
+        let socket = (&self.stream as &dyn Any).downcast_ref::<TcpStream>()?;
+        self.sending = announced.or_else(|| self.sending.take());
+        let backed = self.sending.as_ref()?;
+        let (number, place) = backed.find(bufs)?;
+        let (before, part) = (&bufs[..number], bufs[number].len());
+        let done = backed.poll_send(socket, cx, before, (place, part));
+        let all = before.iter().map(|buf| buf.len()).sum::<usize>() + part;
+        if matches!(done, Poll::Ready(Ok(sent)) if sent == all) {
+            self.sending = None;
+        }
+        Some(done)
     }
 
     /// Notes whether he has taken something: so many bytes, if `done` is ready.
@@ -77,7 +107,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
+impl<S: AsyncWrite + Unpin + 'static> AsyncWrite for Io<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let done = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -90,14 +120,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let mut joined = [0; TOGETHER];
         let length = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-        let done = if length <= TOGETHER {
-            let mut room = &mut joined[..];
-            bufs.iter().for_each(|buf| room.put_slice(buf));
-            Pin::new(&mut this.stream).poll_write(cx, &joined[..length])
-        } else {
-            Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
+        let done = match (this.poll_write_backed(cx, bufs, length), bufs) {
+            (Some(done), _) => done,
+            (None, [one]) => Pin::new(&mut this.stream).poll_write(cx, one),
+            (None, _) if length <= TOGETHER => {
+                let mut joined = [0; TOGETHER];
+                let mut room = &mut joined[..];
+                bufs.iter().for_each(|buf| room.put_slice(buf));
+                Pin::new(&mut this.stream).poll_write(cx, &joined[..length])
+            }
+            (None, _) => Pin::new(&mut this.stream).poll_write_vectored(cx, bufs),
         };
         this.watch(done, |bytes| *bytes)
     }

@@ -8,6 +8,7 @@
 
 mod accept;
 mod access_log;
+mod backed;
 mod body;
 mod client;
 mod connection;

@@ -19,6 +19,7 @@ use super::path::SitePath;
 use super::representation::Representation;
 use super::tree::{self, Found, SiteFile};
 use crate::model::StorePath;
+use crate::router::backed::Opener;
 
 /// Parts with a lock each. Each must have room for several of the largest files.
 const SHARDS: usize = 8;
@@ -35,6 +36,7 @@ pub(in crate::router) struct Files {
     trees: AtomicU64,
     /// How many files may be compressed at a time.
     compressing: Arc<Semaphore>,
+    opener: Opener,
 }
 
 /// The files of one store path. What is kept of them goes with it.
@@ -124,6 +126,7 @@ impl Files {
             cache: Cache::with_options(options, Weight, DefaultHashBuilder::default(), DefaultLifecycle::default()),
             trees: AtomicU64::new(0),
             compressing: Arc::new(Semaphore::new((cores / 2).max(1))),
+            opener: Opener::default(),
         })
     }
 
@@ -142,6 +145,18 @@ impl Files {
     #[cfg(test)]
     pub(in crate::router) fn weight(&self) -> u64 {
         self.cache.weight()
+    }
+
+    /// How many files are open.
+    #[cfg(test)]
+    pub(in crate::router) fn open(&self) -> usize {
+        self.opener.count()
+    }
+
+    /// How many bytes have been sent without a copy.
+    #[cfg(test)]
+    pub(in crate::router) fn sent(&self) -> usize {
+        self.opener.sent.load(Ordering::Relaxed)
     }
 
     /// What `key` stands for; `make` finds it out if nobody does already. Blocks a thread that is there for that.
@@ -224,7 +239,8 @@ impl Tree {
         let make = move || {
             let _place = place;
             let content = wanted.content(encoding)?;
-            Ok(Kept::File(Arc::new(Representation::new(&tree.name, &wanted, content))))
+            let representation = Representation::new(&tree.name, &wanted, content, &tree.files.opener);
+            Ok(Kept::File(Arc::new(representation)))
         };
         match self.files.fill(self.key(About::File(encoding), file.name()), make).await? {
             Kept::File(representation) => Ok(representation),

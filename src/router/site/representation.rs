@@ -16,6 +16,7 @@ use super::negotiate::{self, Span};
 use super::stream::FileBody;
 use super::tree::{Content, SiteFile, Source};
 use crate::model::StorePath;
+use crate::router::backed::{Backed, Opener};
 use crate::router::body::Body;
 use crate::router::pages::Problem;
 
@@ -28,6 +29,8 @@ pub(super) struct Representation {
     etag: HeaderValue,
     length: u64,
     source: Source,
+    /// The same bytes with their file, if they are many.
+    backed: Option<Arc<Backed>>,
     /// Of an answer with all of it.
     whole: HeaderMap,
     /// Of a 304.
@@ -54,9 +57,9 @@ pub(super) enum Sense {
 }
 
 impl Representation {
-    /// `content` of `file` in the store path `root`.
-    pub(super) fn new(root: &StorePath, file: &SiteFile, content: Content) -> Self {
-        let Content { encoding, length, source } = content;
+    /// `content` of `file` in the store path `root`, to stay open if `opener` finds that worth it.
+    pub(super) fn new(root: &StorePath, file: &SiteFile, content: Content, opener: &Opener) -> Self {
+        let Content { encoding, length, source, open } = content;
         let name = file.relative.to_string_lossy();
         let encoding = encoding.map(|encoding| encoding.name());
         let etag = etag(root, file, encoding, &source);
@@ -75,7 +78,11 @@ impl Representation {
             whole.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
         }
         whole.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        Self { etag, length, source, whole, not_modified }
+        let backed = match &source {
+            Source::Read(bytes) => open.and_then(|open| opener.keep(open, bytes)),
+            Source::Made(_) | Source::Stream(_) => None,
+        };
+        Self { etag, length, source, backed, whole, not_modified }
     }
 
     /// About how much memory it takes, in bytes.
@@ -122,7 +129,7 @@ impl Representation {
             (&Method::HEAD, _) => Body::empty(),
             (_, Source::Read(bytes) | Source::Made(bytes)) => {
                 let place = |at: u64| usize::try_from(at).expect("what is in memory has a length that fits");
-                bytes.slice(place(start)..place(end)).into()
+                Body::kept(bytes.slice(place(start)..place(end)), self.backed.as_ref())
             }
             (_, Source::Stream(real)) => match open {
                 Some(file) => FileBody::new(Arc::clone(file), start, end).into(),

@@ -1,4 +1,4 @@
-//! The files of one store path: what a path of a request stands for there. Nothing is kept open.
+//! The files of one store path: what a path of a request stands for there.
 //!
 //! **Invariant:** nothing outside the store is ever found, whatever a link says.
 
@@ -63,6 +63,8 @@ pub(super) struct Content {
     pub(super) length: u64,
     /// The bytes.
     pub(super) source: Source,
+    /// The file they were read from.
+    pub(super) open: Option<File>,
 }
 
 /// Where bytes come from.
@@ -200,7 +202,8 @@ impl SiteFile {
             && let Some(smaller) = compress::compress(bytes, encoding)?
         {
             let bytes = Bytes::from(smaller);
-            return Ok(Content { encoding: Some(encoding), length: bytes.len() as u64, source: Source::Made(bytes) });
+            let (encoding, length) = (Some(encoding), bytes.len() as u64);
+            return Ok(Content { encoding, length, source: Source::Made(bytes), open: None });
         }
         Ok(plain)
     }
@@ -208,11 +211,12 @@ impl SiteFile {
 
 impl Place {
     fn content(&self, encoding: Option<Encoding>) -> io::Result<Content> {
-        let source = if self.length <= SMALL {
-            Source::Read(stream::read(&File::open(&self.real)?, 0, self.length)?)
+        let (source, open) = if self.length <= SMALL {
+            let file = File::open(&self.real)?;
+            (Source::Read(stream::read(&file, 0, self.length)?), Some(file))
         } else {
-            Source::Stream(self.real.clone())
+            (Source::Stream(self.real.clone()), None)
         };
-        Ok(Content { encoding, length: self.length, source })
+        Ok(Content { encoding, length: self.length, source, open })
     }
 }

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::*;
 
-fn line(page: &str, start: &str) -> f64 {
+pub(super) fn line(page: &str, start: &str) -> f64 {
     let mut lines = page.lines().filter(|line| line.starts_with(start));
     let line = lines.next().unwrap_or_else(|| panic!("no line begins with {start}:\n{page}"));
     line.rsplit_once(' ').unwrap().1.parse().unwrap()

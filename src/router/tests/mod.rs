@@ -1,6 +1,7 @@
 //! The router on real sockets: services are small servers on loopback, visitors write what they mean to send.
 
 mod access_log;
+mod backed;
 mod differential;
 mod exchanges;
 mod http2;
