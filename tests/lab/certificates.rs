@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::http::{request, send};
 use crate::harness::leftovers::rows;
-use crate::harness::pebble::{DIRECTORY, Pebble, visit_by_tls};
+use crate::harness::pebble::{DIRECTORY, Pebble, version_by_tls, visit_by_tls};
 use crate::harness::{App, Lab, LabConfig, ROUTER, Service, machine, split, until};
 
 /// How long an order may take that nothing holds up, refused nonces included.
@@ -60,6 +60,9 @@ async fn a_host_that_goes_live_gets_its_certificate_by_http_01_and_no_other_is_o
     let root = root_as("first");
     assert!(served(&live["api"].host, &root).await.contains("one"));
     assert_eq!(served(&live["web"].host, &root).await, "page");
+    for (offer, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        assert_eq!(version_by_tls(&live["api"].host, &root, offer).await, version);
+    }
 
     // Plain HTTP leads there, and a name that has no route gets no certificate.
     let moved = lab.visit(&live["api"].host, "/?a=b").await.expect(301);

@@ -1,7 +1,6 @@
 //! A certificate authority of one's own: Pebble, the test server of Let's Encrypt, and the DNS it asks.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -94,10 +93,19 @@ impl Pebble {
 
 /// What a visitor gets by HTTPS, who trusts this root: the body, or what curl says.
 pub(crate) async fn visit_by_tls(host: &str, path: &str, root: &str) -> Result<String, String> {
-    let to = SocketAddr::from(([127, 0, 0, 1], 8443));
-    let (resolve, url) = (format!("{host}:8443:127.0.0.1"), format!("https://{host}:{}{path}", to.port()));
+    curl(host, path, root, &[]).await
+}
+
+/// The version of HTTP that a visitor speaks by TLS who offers what `offer` says, an option of curl's.
+pub(crate) async fn version_by_tls(host: &str, root: &str, offer: &str) -> String {
+    let only_version = [offer, "--output", "/dev/null", "--write-out", "%{http_version}"];
+    curl(host, "/", root, &only_version).await.expect("it is served")
+}
+
+async fn curl(host: &str, path: &str, root: &str, more: &[&str]) -> Result<String, String> {
+    let (resolve, url) = (format!("{host}:8443:127.0.0.1"), format!("https://{host}:8443{path}"));
     let curl = ["-sS", "--fail", "--max-time", "10", "--cacert", root, "--resolve", &resolve, &url];
-    let output = machine::run("curl", &curl).await;
+    let output = machine::run("curl", &[&curl, more].concat()).await;
     if output.status.success() { Ok(machine::text(&output.stdout)) } else { Err(machine::text(&output.stderr)) }
 }
 
