@@ -4,7 +4,7 @@
 //! Of what is over the allowance the log tells once in a while, and it may be refused more cheaply; what is good is
 //! neither counted nor held up.
 //!
-//! **Invariant:** memory is bounded: when more sources than [`SOURCES_MAX`] offend at once, the rest share one entry.
+//! **Invariant:** memory is bounded: when more sources than `SOURCES_MAX` offend at once, the rest share one entry.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
