@@ -269,8 +269,8 @@ async fn a_reload_after_an_upgrade_hands_over_and_cuts_nothing() {
     socket.echo("still there?").await.expect("a WebSocket is not cut");
 
     // A restart ends what all of them still serve, each process with it; what was begun is answered all the same.
-    let mut slow = begin(&host, "/slow?6");
     upgrade().await;
+    let mut slow = begin(&host, "/slow?10");
     machine::ok("systemctl", &["reload", "kennel.service"]).await;
     processes.push(machine::main_pid("kennel.service").await);
     assert!(slow.try_join_next().is_none(), "the slow answer is still under way, two processes before the last");
