@@ -144,6 +144,7 @@ impl Backed {
 mod tests {
     use std::future::poll_fn;
     use std::io::Write as _;
+    use std::time::Duration;
 
     use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
@@ -187,8 +188,8 @@ mod tests {
             }
         };
         let mut seen = vec![0; head.len() + LENGTH - 200];
-        let (read, ()) = tokio::join!(from.read_exact(&mut seen), sending);
-        read.unwrap();
+        let both = async { tokio::join!(from.read_exact(&mut seen), sending).0 };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("all of it arrives").unwrap();
         let wanted = head.iter().copied().chain((100..LENGTH - 100).map(of_file));
         assert!(seen.into_iter().eq(wanted));
         assert!(calls > 1, "all of it went at once: this says nothing");
