@@ -232,3 +232,19 @@ async fn a_commit_that_the_forge_does_not_have_is_a_failed_build() {
     assert!(build.reason.as_deref().unwrap_or_default().contains(&unknown), "{:?}", build.reason);
     lab.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_waits_for_a_daemon_of_nix_that_is_being_restarted() {
+    let lab = Lab::hello().await;
+    machine::ok("systemctl", &["stop", "nix-daemon.socket", "nix-daemon.service"]).await;
+    let pushed = lab.push("hello", "main", &App::api("one")).await;
+    until("the build waits", Duration::from_secs(20), async || {
+        let log = api::ask(http::Method::GET, &format!("/builds/{}/logs/api", pushed.build)).await;
+        log.text().contains("Nix's daemon is away: trying again in 1 s").then_some(())
+    })
+    .await;
+    machine::ok("systemctl", &["start", "nix-daemon.socket"]).await;
+    let live = lab.settled(pushed.build, "api").await;
+    assert_eq!(live.state, "live", "{:?}", live.reason);
+    lab.finish().await;
+}

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::Semaphore;
@@ -14,11 +14,17 @@ use tokio::task::JoinSet;
 
 use super::log::{LogFile, NixLog, reason};
 use super::manifest::{self, Asked};
-use super::nix::{Nix, Package};
+use super::nix::{self, Nix, Package};
 use super::{BuildReport, Dirs, TargetReport, output};
 use crate::host::BuildJob;
 use crate::model::settings::Manifest;
 use crate::model::{Kind, ProgramName, ServiceName, Settings};
+
+/// How long to wait for Nix's daemon, when it was away, before each of the next tries. It comes back after a restart.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10)];
+/// From this time on none of them is made: whatever failed so late had reached it.
+const AWAY_MAX: Duration = Duration::from_secs(60);
 
 /// Builds everything the commit asks for.
 pub(super) async fn run(dirs: Dirs, job: BuildJob) -> anyhow::Result<BuildReport> {
@@ -69,7 +75,16 @@ impl Build {
         let path = self.dirs.log(name.as_str());
         let mut log = LogFile::open(&path, self.job.log_limit_bytes)?;
         log.say(&format!("Building `{}` of {}", package.attribute, self.job.commit))?;
-        let outcome = self.make(name, settings.kind(), &package, log).await?;
+        let mut outcome = self.make(name, settings.kind(), &package, log).await?;
+        for pause in PAUSES {
+            if !outcome.as_ref().is_err_and(|why| nix::is_daemon_away(why)) || started.elapsed() > AWAY_MAX {
+                break;
+            }
+            let mut log = LogFile::open(&path, self.job.log_limit_bytes)?;
+            log.say(&format!("Nix's daemon is away: trying again in {} s", pause.as_secs()))?;
+            tokio::time::sleep(pause).await;
+            outcome = self.make(name, settings.kind(), &package, log).await?;
+        }
         let nix_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         // What is said at the end is in the log even when Nix has filled it.
         let mut log = LogFile::open(&path, u64::MAX)?;
@@ -160,7 +175,6 @@ fn ensure_link(to: &Path, link: &Path) -> anyhow::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use tempfile::TempDir;
 
@@ -187,6 +201,11 @@ case $verb in
     case $reference in
       *.bad) echo '@nix {"action":"msg","level":0,"msg":"error: no","raw_msg":"it \u001b[1mbroke\u001b[0m"}' >&2; exit 1;;
       *.slow) sleep 1000;;
+      *.early)
+        if [ -e "STATE/tried" ]; then ln -s "STATE/store/package" "$2"; exit; fi
+        echo >"STATE/tried"
+        echo '@nix {"action":"msg","level":0,"msg":"error: cannot","raw_msg":"cannot open connection to remote store '"'daemon'"': error: reading from file: Connection reset by peer"}' >&2
+        exit 1;;
       *) ln -s "STATE/store/package" "$2";;
     esac;;
 esac
@@ -274,6 +293,15 @@ esac
             let report = run_with(worker.dirs.clone(), worker.job.clone(), nix.clone()).await.unwrap();
             assert!(matches!(report.targets[&"web".parse().unwrap()], TargetReport::Built { .. }), "{report:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_of_nix_that_was_away_fails_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let (worker, nix) = stand_in(&state, b"[static_sites.early]\n");
+        let report = run_with(worker.dirs.clone(), worker.job.clone(), nix).await.unwrap();
+        assert!(matches!(report.targets[&"early".parse().unwrap()], TargetReport::Built { .. }), "{report:?}");
+        assert!(worker.log("early").contains("Nix's daemon is away: trying again in 1 s\n"), "{}", worker.log("early"));
     }
 
     #[tokio::test]
