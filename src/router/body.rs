@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::Timeouts;
@@ -24,14 +23,18 @@ use super::h2c::AnswerBody;
 use super::metrics::Tally;
 use super::site::FileBody;
 use super::upstream::Claim;
+use super::visitor_body::VisitorBody;
 use super::watch::{Moment, Watch};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    /// The visitor broke off, or sent what is not HTTP; or a service that speaks HTTP/2 did.
+    /// A visitor of HTTP/1.1 broke off, or sent what is not HTTP; or a service that speaks HTTP/2 did.
     #[error("the message broke off")]
     Broken(#[source] hyper::Error),
+    /// A visitor of HTTP/2 took the request back, or his connection broke.
+    #[error("the message broke off")]
+    Reset(#[source] h2::Error),
     /// The service broke off, or sent what is not HTTP.
     #[error("the answer broke off")]
     Service(#[source] Malformed),
@@ -260,14 +263,14 @@ impl UpstreamBody {
 /// What a visitor sends to the control service, which runs in a task of its own.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    incoming: Incoming,
+    incoming: VisitorBody,
     limit: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl RequestBody {
     /// The body `incoming`, whose visitor may be silent for `limit`.
-    pub(super) fn new(incoming: Incoming, limit: Duration) -> Self {
+    pub(super) fn new(incoming: VisitorBody, limit: Duration) -> Self {
         Self { incoming, limit, sleep: None }
     }
 }
@@ -280,7 +283,7 @@ impl HttpBody for RequestBody {
         let Self { incoming, limit, sleep } = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) {
             *sleep = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)));
+            return Poll::Ready(frame);
         }
         let due = Instant::now() + *limit;
         let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));

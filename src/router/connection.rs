@@ -127,22 +127,6 @@ impl Visitor {
         self.turns.load(Ordering::Relaxed)
     }
 
-    /// He has been offered part of an answer.
-    pub(super) fn note_offered(&self) {
-        self.wait_anew();
-        self.stalled.store(true, Ordering::Relaxed);
-    }
-
-    /// He has taken what he was offered.
-    pub(super) fn note_taken(&self) {
-        self.stalled.store(false, Ordering::Relaxed);
-    }
-
-    /// Since when he has taken nothing of what he was offered.
-    pub(super) fn offered_since(&self) -> Option<Moment> {
-        self.stalled.load(Ordering::Relaxed).then(|| Moment::from_ms(self.since_ms.load(Ordering::Relaxed)))
-    }
-
     /// Whether the operator trusts what he says of others.
     pub(super) fn is_proxy(&self) -> bool {
         match &self.held {

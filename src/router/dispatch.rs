@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
@@ -23,6 +24,7 @@ use super::body::{Body, RequestBody};
 use super::connection::{Turn, Visitor};
 use super::forward::{self, Exchange, Outcome, Switch};
 use super::generation::Stage;
+use super::http2::Tunnel;
 use super::io::Io;
 use super::metrics::Series;
 use super::origin::Origin;
@@ -30,11 +32,21 @@ use super::pages::{self, Problem};
 use super::site::Site;
 use super::table::Entry;
 use super::upstream::Claim;
+use super::visitor_body::VisitorBody;
 use super::{FromOutside, Shared, h2c, headers, https, tunnel};
 use crate::model::Protocol;
 
 /// How often a claim that was refused is tried on a newer table.
 const CLAIMS: usize = 8;
+
+/// What a visitor has come by, which is his and a service's alone once they have switched protocols.
+#[derive(Debug)]
+pub(super) enum Upgrade {
+    /// A connection of HTTP/1.1.
+    Connection(OnUpgrade),
+    /// One stream of a connection of HTTP/2.
+    Stream(oneshot::Receiver<Tunnel>),
+}
 
 /// What has been made of a request's head.
 #[expect(clippy::large_enum_variant, reason = "an answer in a box of its own would cost more than it saves")]
@@ -46,7 +58,7 @@ enum Begun {
     /// It is for a site.
     Site(Arc<Site>, Box<Parts>),
     /// It is for a service, for which all that is needed has been written out.
-    Service(Option<Claim>, Box<Exchange>, Option<OnUpgrade>),
+    Service(Option<Claim>, Box<Exchange>, Option<Upgrade>),
     /// It is for a service that speaks HTTP/2.
     H2c(Option<Claim>, Box<h2c::Asked>),
 }
@@ -59,7 +71,7 @@ pub(super) fn answer(
 ) -> impl Future<Output = Response<Body>> + use<> {
     let (mut parts, body) = request.into_parts();
     let host = headers::admit(&mut parts);
-    answer_admitted(shared, visitor, host, parts, body)
+    answer_admitted(shared, visitor, host, parts, VisitorBody::Http1(body), None)
 }
 
 /// Answers one request, whose head is for `host` or may not pass.
@@ -71,7 +83,8 @@ pub(super) fn answer_admitted(
     visitor: &Arc<Visitor>,
     host: Result<String, Problem>,
     parts: Parts,
-    body: Incoming,
+    body: VisitorBody,
+    upgrade: Option<Upgrade>,
 ) -> impl Future<Output = Response<Body>> + use<> {
     let (turn, begun_at) = (Turn::begin(visitor), Instant::now());
     let json = pages::prefers_json(&parts.headers);
@@ -79,7 +92,7 @@ pub(super) fn answer_admitted(
     let origin = named.as_deref().unwrap_or(&visitor.origin);
     let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
     let (begun, body, series) = match &host {
-        Ok(host) => begin(shared, visitor, origin, host, parts, body),
+        Ok(host) => begin(shared, visitor, origin, host, parts, body, upgrade),
         Err(problem) => (Begun::Answered(Err(problem.clone())), None, None),
     };
     let series = series.unwrap_or_else(|| Arc::clone(&shared.own));
@@ -99,8 +112,8 @@ pub(super) fn answer_admitted(
                 let asking = Box::pin(ask_by_http2(&shared, &visitor, host, claim, *asked));
                 asking.await
             }
-            Begun::Service(claim, exchange, on_upgrade) => {
-                let asking = Box::pin(ask_service(&shared, &visitor, host, claim, exchange, on_upgrade));
+            Begun::Service(claim, exchange, upgrade) => {
+                let asking = Box::pin(ask_service(&shared, &visitor, host, claim, exchange, upgrade));
                 asking.await
             }
         };
@@ -127,8 +140,9 @@ fn begin(
     origin: &Origin,
     host: &str,
     mut parts: Parts,
-    body: Incoming,
-) -> (Begun, Option<Incoming>, Option<Arc<Series>>) {
+    body: VisitorBody,
+    upgrade: Option<Upgrade>,
+) -> (Begun, Option<VisitorBody>, Option<Arc<Series>>) {
     if let Some(begun) = https::begin(shared, visitor, origin, host, &parts) {
         return (Begun::Answered(begun), None, None);
     }
@@ -151,8 +165,9 @@ fn begin(
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Box::new(Exchange::new(&parts, host, origin, body));
-            let on_upgrade = exchange.wants_upgrade().then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
-            Begun::Service(claim, exchange, on_upgrade)
+            let connection = || parts.extensions.remove().map(Upgrade::Connection);
+            let upgrade = exchange.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
+            Begun::Service(claim, exchange, upgrade)
         }
     };
     (begun, None, Some(seen.series()))
@@ -165,7 +180,7 @@ async fn ask_service(
     host: Option<&str>,
     claim: Option<Claim>,
     exchange: Box<Exchange>,
-    on_upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Problem> {
     let claim = match claim {
         Some(claim) => claim,
@@ -174,8 +189,8 @@ async fn ask_service(
     match forward::forward(claim, exchange, visitor, &shared.timeouts).await? {
         Outcome::Answer(response) => Ok(response),
         Outcome::Switch(response, switch) => {
-            let on_upgrade = on_upgrade.ok_or(Problem::Broken)?;
-            shared.tunnels.spawn(join(Arc::clone(shared), Arc::clone(visitor), on_upgrade, switch));
+            let upgrade = upgrade.ok_or(Problem::Broken)?;
+            shared.tunnels.spawn(join(Arc::clone(shared), Arc::clone(visitor), upgrade, switch));
             Ok(response)
         }
     }
@@ -221,7 +236,7 @@ async fn ask_control(
     origin: &Origin,
     host: Option<&str>,
     mut parts: Parts,
-    body: Option<Incoming>,
+    body: Option<VisitorBody>,
 ) -> Result<Response<Body>, Problem> {
     let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
         return Err(Problem::UnknownHost);
@@ -239,13 +254,16 @@ async fn ask_control(
         None => Ok(answering.await),
     };
     match answered {
-        Ok(Ok(response)) => Ok(response.map(|body| {
-            let body = body.map_frame(move |frame| {
-                let _until_the_last = &running;
-                frame
-            });
-            Body::control(axum::body::Body::new(body))
-        })),
+        Ok(Ok(mut response)) => {
+            headers::clean_response(response.headers_mut());
+            Ok(response.map(|body| {
+                let body = body.map_frame(move |frame| {
+                    let _until_the_last = &running;
+                    frame
+                });
+                Body::control(axum::body::Body::new(body))
+            }))
+        }
         Err(panic) => {
             tracing::error!(error = %panic, "Answering a request to the control domain panicked");
             Err(Problem::SiteBroken)
@@ -254,19 +272,22 @@ async fn ask_control(
 }
 
 /// Joins a visitor and a service that have switched protocols.
-async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, on_upgrade: OnUpgrade, switch: Switch) {
+async fn join(shared: Arc<Shared>, visitor: Arc<Visitor>, upgrade: Upgrade, switch: Switch) {
     let Switch { claim, service, first, websocket } = switch;
-    // Ready when the answer is out.
-    let Ok(client) = on_upgrade.await else { return };
     let stop = CancellationToken::new();
     let (cut, idle) = (claim.cut_token(), shared.timeouts.upgraded_idle);
-    let client = TokioIo::new(client);
-    let joined = if visitor.is_in_stream() {
-        // The limits of the connection are not those of what is one of many things on it.
-        let client = Io::new(client, Arc::clone(&visitor), shared.timeouts.idle);
-        Either::Left(tunnel::join(client, (service, first), websocket, idle, &stop, claim))
-    } else {
-        Either::Right(tunnel::join(client, (service, first), websocket, idle, &stop, claim))
+    // Either is ready when the answer is out.
+    let joined = match upgrade {
+        Upgrade::Connection(connection) => {
+            let Ok(client) = connection.await else { return };
+            Either::Left(tunnel::join(TokioIo::new(client), (service, first), websocket, idle, &stop, claim))
+        }
+        Upgrade::Stream(stream) => {
+            let Ok(client) = stream.await else { return };
+            // The limits of the connection are not those of what is one of many things on it.
+            let client = Io::new(client, Arc::clone(&visitor), shared.timeouts.idle);
+            Either::Right(tunnel::join(client, (service, first), websocket, idle, &stop, claim))
+        }
     };
     let mut joined = pin!(joined);
     // The visitor's limits wake this task from now on.

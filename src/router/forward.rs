@@ -10,7 +10,6 @@ use http::header;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::Timeouts;
@@ -22,6 +21,7 @@ use super::origin::Origin;
 use super::pages::Problem;
 use super::patience::Patience;
 use super::upstream::{Certainty, Claim};
+use super::visitor_body::VisitorBody;
 use super::watch::Moment;
 
 /// What a visitor asks of a service, written out as the service is to see it.
@@ -37,7 +37,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// What the visitor described by `origin` asks of `host`. Holds nothing of the head's memory but a protocol's name.
-    pub(super) fn new(parts: &Parts, host: &str, origin: &Origin, body: Incoming) -> Self {
+    pub(super) fn new(parts: &Parts, host: &str, origin: &Origin, body: VisitorBody) -> Self {
         let upload = upload(parts, body);
         // An upgrade with a body would leave open where the body ends and the new protocol begins.
         let upgrade = headers::upgrade(parts).filter(|_| upload.is_none());
@@ -49,7 +49,7 @@ impl Exchange {
         Self { method, sending: Sending::new(head, upload), repeatable, upgrade }
     }
 
-    /// Whether the connection may have to be taken from hyper.
+    /// Whether what the visitor has come by may become one with the service's connection.
     pub(super) fn wants_upgrade(&self) -> bool {
         self.upgrade.is_some()
     }
@@ -112,7 +112,7 @@ pub(super) async fn forward(
 }
 
 /// The body of a request, if it has one.
-fn upload(parts: &Parts, body: Incoming) -> Option<Upload> {
+fn upload(parts: &Parts, body: VisitorBody) -> Option<Upload> {
     if body.is_end_stream() {
         return None;
     }

@@ -31,6 +31,7 @@ use super::headers;
 use super::origin::Origin;
 use super::pages::Problem;
 use super::upstream::Claim;
+use super::visitor_body::VisitorBody;
 use super::watch::Moment;
 
 /// Requests on one connection before there is another. Many servers allow a hundred.
@@ -113,7 +114,7 @@ pub(super) struct Asked {
 
 impl Asked {
     /// What the visitor described by `origin` asks of `host`.
-    pub(super) fn new(mut parts: Parts, host: &str, origin: &Origin, body: Incoming, timeouts: &Timeouts) -> Self {
+    pub(super) fn new(mut parts: Parts, host: &str, origin: &Origin, body: VisitorBody, timeouts: &Timeouts) -> Self {
         headers::to_http2(&mut parts.headers, host, origin);
         let target = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         let uri = Uri::builder().scheme("http").authority(host).path_and_query(target).build();

@@ -32,6 +32,7 @@ mod table;
 mod tls;
 mod tunnel;
 mod upstream;
+mod visitor_body;
 mod watch;
 mod worker;
 

@@ -8,9 +8,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use http::header::{HeaderMap, HeaderName};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 
 use super::wire::Wire;
+use crate::router::visitor_body::VisitorBody;
 
 /// How the service is told where a request's body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(in crate::router) enum Framing {
 /// A request's body, as the visitor sends it.
 #[derive(Debug)]
 pub(in crate::router) struct Upload {
-    body: Incoming,
+    body: VisitorBody,
     framing: Framing,
     /// The fields that may follow the last chunk: those that were announced.
     trailers: Vec<HeaderName>,
@@ -34,7 +34,7 @@ pub(in crate::router) struct Upload {
 
 impl Upload {
     /// `body`, delimited by `framing`; of its trailers, only `trailers` are passed on.
-    pub(in crate::router) fn new(body: Incoming, framing: Framing, trailers: Vec<HeaderName>) -> Self {
+    pub(in crate::router) fn new(body: VisitorBody, framing: Framing, trailers: Vec<HeaderName>) -> Self {
         Self { body, framing, trailers }
     }
 

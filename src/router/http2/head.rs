@@ -4,11 +4,11 @@ use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode, Uri, Version};
-use hyper::ext::Protocol;
 use rustls::crypto::{CryptoProvider, ring};
 use sha1::{Digest as _, Sha1};
 
@@ -47,7 +47,7 @@ pub(super) fn admit(parts: &mut Parts, limits: &Limits) -> (Result<String, Probl
 fn check(parts: &mut Parts, limits: &Limits) -> Result<String, Problem> {
     let protocol = parts.extensions.remove::<Protocol>();
     match (&parts.method, protocol) {
-        (&Method::CONNECT, Some(protocol)) if protocol.as_str() == "websocket" => {}
+        (&Method::CONNECT, Some(protocol)) if protocol.as_str() == "websocket" => check_length(&parts.headers)?,
         (&Method::CONNECT, Some(_)) => return Err(Problem::ProtocolRefused),
         (&Method::CONNECT | &Method::TRACE, None) => return Err(Problem::MethodRefused(parts.method.clone())),
         _ => {}
@@ -89,6 +89,14 @@ fn check(parts: &mut Parts, limits: &Limits) -> Result<String, Problem> {
         return Err(Problem::ExpectationRefused);
     }
     Ok(host)
+}
+
+/// What a WebSocket carries is no body, so it has no length.
+fn check_length(headers: &HeaderMap) -> Result<(), Problem> {
+    if headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0") {
+        return Ok(());
+    }
+    Err(Problem::BadRequest("A request for a WebSocket has no body."))
 }
 
 /// Makes one header of the crumbs that a cookie may come in (RFC 9113, section 8.2.3).

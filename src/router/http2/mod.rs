@@ -1,36 +1,39 @@
 //! HTTP/2 with a visitor (RFC 9113): many requests at a time on one connection, each answered as one of HTTP/1.1 is.
 //!
-//! `hyper` speaks it; `streams` polls the requests within the connection's own task, `head` makes of each what
-//! HTTP/1.1 would have brought, and `guard` ends a connection that is busy with nothing but overhead.
+//! `h2` keeps the streams and their windows. Here, `streams` polls the requests within the connection's own task, `head`
+//! makes of each what HTTP/1.1 would have brought, `answer` sends what comes back, and `guard` ends a connection that is
+//! busy with nothing but overhead.
 //!
 //! **Invariant:** every wait for a visitor has a limit: for a request, for room to write, and for a window to open.
 
+mod answer;
+mod date;
 mod guard;
 mod head;
 mod streams;
+mod tunnel;
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{self, SendResponse};
 use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::answer::Asked;
 use self::guard::Guard;
-use self::streams::{Fresh, Offered, Running};
+use self::streams::Streams;
+pub(super) use self::tunnel::Tunnel;
 use super::connection::Visitor;
 use super::generation::Stage;
 use super::io::Io;
 use super::watch::Moment;
-use super::{Limits, Shared, dispatch};
+use super::{Limits, Shared};
 
 /// What a connection begins with (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,68 +61,48 @@ pub(super) async fn serve<S>(shared: Arc<Shared>, io: Io<S>, visitor: Arc<Visito
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let fresh = Fresh::new(shared.timeouts.idle);
-    let service = {
-        let (shared, visitor, fresh) = (Arc::clone(&shared), Arc::clone(&visitor), fresh.clone());
-        service_fn(move |request| {
-            let one = Arc::new(visitor.in_stream(shared.workers[visitor.lane].watches.add()));
-            fresh.begin(&one);
-            let room = READ_AHEAD / visitor.turns().max(1) as usize;
-            answer(&shared, one, room.clamp(READ_LEAST, READ_MOST), request)
-        })
-    };
-    let io = TokioIo::new(Guard::new(io, Arc::clone(&visitor)));
-    let http = Box::pin(builder(&shared.limits, fresh.clone()).serve_connection(io, service));
-    let mut connection = Connection { http, fresh, running: Running::default(), shared, visitor, closing: None };
+    let handshake = builder(&shared.limits).handshake(Guard::new(io, Arc::clone(&visitor)));
+    let streams = Streams::new(shared.timeouts.idle);
+    let http = Http::Greeting(Box::new(handshake));
+    let mut connection = Connection { http, streams, shared, visitor, begun: false, closing: None };
     if connection.run().await == Ended::ButForTunnels {
         let shared = Arc::clone(&connection.shared);
         shared.tunnels.spawn(async move { connection.outlive().await });
     }
 }
 
-fn builder(limits: &Limits, fresh: Fresh) -> http2::Builder<Fresh> {
-    let mut builder = http2::Builder::new(fresh);
+fn builder(limits: &Limits) -> server::Builder {
+    let mut builder = server::Builder::new();
     builder
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(ERRORS)
+        .max_local_error_reset_streams(Some(ERRORS))
         .enable_connect_protocol();
     builder
 }
 
-/// Answers one request; no more than `room` of the answer is read at once.
-fn answer(
-    shared: &Arc<Shared>,
-    one: Arc<Visitor>,
-    room: usize,
-    request: Request<Incoming>,
-) -> impl Future<Output = Result<http::Response<Offered>, Infallible>> + use<> {
-    let (mut parts, body) = request.into_parts();
-    let (host, socket) = head::admit(&mut parts, &shared.limits);
-    let answering = dispatch::answer_admitted(shared, &one, host, parts, body);
-    let socket = socket.map(|socket| (socket, Arc::clone(shared)));
-    async move {
-        let mut response = answering.await;
-        if let Some((socket, shared)) = socket {
-            response = socket.answer(response, &shared);
-        }
-        Ok(response.map(|body| Offered::new(body.read_at_most(room), one)))
-    }
-}
-
 /// A connection, and what it is busy with.
-struct Connection<C> {
-    http: Pin<Box<C>>,
-    fresh: Fresh,
-    running: Running,
+struct Connection<S> {
+    http: Http<S>,
+    streams: Streams,
     shared: Arc<Shared>,
     visitor: Arc<Visitor>,
+    /// Whether there has been a request.
+    begun: bool,
     /// Since when the other side knows that no more requests are taken.
     closing: Option<Moment>,
+}
+
+/// How far the two sides have come.
+enum Http<S> {
+    /// They say hello.
+    Greeting(Box<server::Handshake<Guard<S>, Bytes>>),
+    /// They have.
+    Open(Box<server::Connection<Guard<S>, Bytes>>),
 }
 
 /// How a connection came to its end.
@@ -131,10 +114,7 @@ enum Ended {
     ButForTunnels,
 }
 
-impl<C: GracefulConnection> Connection<C>
-where
-    C::Error: std::fmt::Display,
-{
+impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Connection<S> {
     async fn run(&mut self) -> Ended {
         poll_fn(|cx| {
             self.visitor.watch.register(cx);
@@ -143,13 +123,15 @@ where
                     return Poll::Ready(Ended::Over);
                 }
                 let stage = self.visitor.generation.stage();
-                let is_due = stage >= Stage::Closing || stage == Stage::Stopping && self.fresh.has_begun();
+                let is_due = stage >= Stage::Closing || stage == Stage::Stopping && self.begun;
                 if !is_due || self.closing.is_some() {
                     return self.check(stage);
                 }
                 // Requests that are on their way are still taken: two GOAWAY tell it (RFC 9113, section 6.8).
                 self.closing = Some(Moment::now());
-                self.http.as_mut().graceful_shutdown();
+                if let Http::Open(http) = &mut self.http {
+                    http.graceful_shutdown();
+                }
             }
         })
         .await
@@ -167,7 +149,7 @@ where
     /// Polls the connection and its requests until nothing moves; ready when it is over.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Poll::Ready(ended) = self.http.as_mut().poll(cx) {
+            if let Poll::Ready(ended) = self.poll_http(cx) {
                 if let Err(err) = ended {
                     let peer = self.visitor.peer;
                     tracing::debug!(peer = %peer, error = %err, "A connection of {peer} broke off");
@@ -175,17 +157,44 @@ where
                 return Poll::Ready(());
             }
             // What has been answered is written at once, all of it together.
-            if !self.running.poll(cx, &self.fresh) {
+            if !self.streams.poll(cx) {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Reads and writes, and takes the requests that have come; ready when it is over.
+    fn poll_http(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match &mut self.http {
+                Http::Greeting(greeting) => {
+                    let mut http = ready!(Pin::new(&mut **greeting).poll(cx))?;
+                    if self.closing.is_some() {
+                        http.graceful_shutdown();
+                    }
+                    self.http = Http::Open(Box::new(http));
+                }
+                Http::Open(http) => match ready!(http.poll_accept(cx)).transpose()? {
+                    Some((request, respond)) => self.begin(request, respond),
+                    None => return Poll::Ready(Ok(())),
+                },
+            }
+        }
+    }
+
+    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        self.begun = true;
+        let one = Arc::new(self.visitor.in_stream(self.shared.workers[self.visitor.lane].watches.add()));
+        let room = READ_AHEAD / self.visitor.turns().max(1) as usize;
+        let asked = Asked::new(&self.shared, &one, room.clamp(READ_LEAST, READ_MOST), request, respond);
+        self.streams.add(one, asked);
     }
 
     fn check(&self, stage: Stage) -> Poll<Ended> {
         if stage == Stage::Cut {
             return Poll::Ready(Ended::Over);
         }
-        let tunnels = self.running.requests() == 0 && self.visitor.turns() > 0;
+        let tunnels = self.streams.is_empty() && self.visitor.turns() > 0;
         if stage == Stage::Closing && tunnels && !self.shared.away.is_cancelled() {
             return Poll::Ready(Ended::ButForTunnels);
         }
@@ -197,7 +206,7 @@ where
         let Some(since) = self.visitor.waits_since() else { return Poll::Pending };
         let timeouts = &self.shared.timeouts;
         // What has been answered may still be on its way: of that, only the connection as a whole knows.
-        let limit = if self.fresh.has_begun() { timeouts.idle } else { timeouts.request_header };
+        let limit = if self.begun { timeouts.idle } else { timeouts.request_header };
         let mut due = since.after(limit);
         if let Some(closing) = self.closing {
             due = due.min(closing.max(since).after(FAREWELL));

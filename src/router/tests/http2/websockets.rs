@@ -140,6 +140,19 @@ async fn other_protocols_are_not_spoken() {
     assert_eq!(Visitor::connect(&front).await.ask_for("connect-udp").await.status(), 501);
 }
 
+#[tokio::test]
+async fn a_websocket_that_has_a_length_is_refused_and_the_connection_stays() {
+    let service = websockets_and_plain().await;
+    let front = Front::start(service.route(1)).await;
+    let mut frames = Frames::connect(&front, &[]).await;
+    let lines = [(":protocol", "websocket"), ("sec-websocket-version", "13"), ("content-length", "5")];
+    frames.send(HEADERS, END_HEADERS, 1, &head("CONNECT", "/", &lines)).await;
+    // An entry of the table: 400.
+    assert_eq!(frames.until(HEADERS, 1).await.unwrap()[0], 0x8c);
+    frames.get(3, "/plain").await;
+    assert!(frames.until(HEADERS, 3).await.is_some());
+}
+
 async fn is_told_that_kennel_goes_away(mut socket: WebSocketStream<TokioIo<Upgraded>>) {
     match patiently(socket.next()).await {
         Some(Ok(Message::Close(Some(frame)))) => assert_eq!(frame.code, CloseCode::Away),

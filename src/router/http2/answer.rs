@@ -1,0 +1,191 @@
+//! One request's way to its answer, and the answer's way to the visitor, as his windows open.
+
+use std::error::Error;
+use std::iter::successors;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use tokio::sync::oneshot;
+
+use super::tunnel::Tunnel;
+use super::{date, head};
+use crate::router::Shared;
+use crate::router::body::{Body, BodyError};
+use crate::router::connection::Visitor;
+use crate::router::dispatch::{self, Upgrade};
+use crate::router::visitor_body::VisitorBody;
+use crate::router::watch::{Moment, Watch};
+
+/// A request whose answer has not begun.
+pub(super) struct Asked {
+    answering: Pin<Box<dyn Future<Output = Response<Body>> + Send>>,
+    respond: SendResponse<Bytes>,
+    /// With a request for a WebSocket: what else it needs, and who waits for it.
+    opening: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
+    /// Bytes of the answer that are read at once.
+    room: usize,
+}
+
+impl Asked {
+    /// What `visitor` asks for; no more than `room` bytes of its answer are read at once.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        visitor: &Arc<Visitor>,
+        room: usize,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> Self {
+        let (mut parts, stream) = request.into_parts();
+        let (host, socket) = head::admit(&mut parts, &shared.limits);
+        let (body, upgrade, opening) = if socket.is_some() {
+            let (opened, tunnel) = oneshot::channel();
+            (VisitorBody::Empty, Some(Upgrade::Stream(tunnel)), Some((stream, opened)))
+        } else {
+            (VisitorBody::on_stream(stream, &parts.headers), None, None)
+        };
+        let answering = dispatch::answer_admitted(shared, visitor, host, parts, body, upgrade);
+        let answering: Pin<Box<dyn Future<Output = _> + Send>> = match socket {
+            None => Box::pin(answering),
+            Some(socket) => {
+                let shared = Arc::clone(shared);
+                Box::pin(async move { socket.answer(answering.await, &shared) })
+            }
+        };
+        Self { answering, respond, opening, room }
+    }
+
+    /// Ready when the answer has begun, with what follows its head, or when nobody wants it any more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Answer>> {
+        if let Poll::Ready(response) = self.answering.as_mut().poll(cx) {
+            return Poll::Ready(self.begin(response));
+        }
+        if self.respond.poll_reset(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    }
+
+    fn begin(&mut self, response: Response<Body>) -> Option<Answer> {
+        let (mut head, body) = response.into_parts();
+        // Some refusals close a connection of HTTP/1.1. From others' answers it has been removed.
+        head.headers.remove(header::CONNECTION);
+        head.headers.entry(header::DATE).or_insert_with(date::now);
+        let opening = self.opening.take().filter(|_| head.status.is_success());
+        let mut ends = body.is_end_stream();
+        if opening.is_some() {
+            head.headers.remove(header::CONTENT_LENGTH);
+            ends = false;
+        } else if !ends && let Some(length) = body.size_hint().exact() {
+            head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        let stream = match self.respond.send_response(Response::from_parts(head, ()), ends) {
+            Ok(stream) => stream,
+            Err(err) => {
+                tracing::debug!(error = %err, "Could not send the head of an answer");
+                self.respond.send_reset(Reason::INTERNAL_ERROR);
+                return None;
+            }
+        };
+        if let Some((receives, opened)) = opening {
+            // Who waits for it may have gone: then it is dropped, and ends.
+            let _ = opened.send(Tunnel::new(stream, receives));
+            return None;
+        }
+        (!ends).then(|| Answer { body: body.read_at_most(self.room), stream, waiting: None, since: None })
+    }
+}
+
+/// An answer whose head has been sent.
+#[derive(Debug)]
+pub(super) struct Answer {
+    body: Body,
+    stream: SendStream<Bytes>,
+    /// What waits for a window to open, and whether nothing follows it.
+    waiting: Option<(Bytes, bool)>,
+    /// Since when it does.
+    since: Option<Moment>,
+}
+
+impl Answer {
+    /// Ready when all of it is queued, when the visitor wants no more of it, or when he has taken nothing for `limit`. What
+    /// is dropped unfinished is reset.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, watch: &Watch, limit: Duration) -> Poll<()> {
+        if let Poll::Ready(ended) = self.poll_pieces(cx) {
+            if let Err(err) = ended {
+                tracing::debug!(error = %err, "An answer broke off");
+            }
+            return Poll::Ready(());
+        }
+        if self.waiting.is_none() {
+            return Poll::Pending;
+        }
+        let now = Moment::now();
+        let due = self.since.get_or_insert(now).after(limit);
+        if now >= due {
+            return Poll::Ready(());
+        }
+        watch.until(due);
+        Poll::Pending
+    }
+
+    fn poll_pieces(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            if self.waiting.is_some() {
+                while self.stream.capacity() == 0 {
+                    match ready!(self.stream.poll_capacity(cx)) {
+                        Some(room) => room?,
+                        // The visitor has reset it.
+                        None => return Poll::Ready(Ok(())),
+                    };
+                }
+            }
+            if let Some((piece, is_last)) = self.waiting.take() {
+                self.since = None;
+                self.stream.send_data(piece, is_last)?;
+                if is_last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                // Whoever answers may be silent for long: the visitor need not wait for that.
+                return self.stream.poll_reset(cx).map_ok(|_| ());
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(piece))) if piece.is_empty() => {}
+                Some(Ok(Ok(piece))) => {
+                    // No more than a byte, and not before there is something to send: what is reserved is kept from
+                    // other answers. All of the piece is reserved by sending it.
+                    self.stream.reserve_capacity(1);
+                    self.waiting = Some((piece, self.body.is_end_stream()));
+                }
+                Some(Ok(Err(other))) => {
+                    if let Ok(trailers) = other.into_trailers() {
+                        self.stream.reserve_capacity(0);
+                        return Poll::Ready(self.stream.send_trailers(trailers));
+                    }
+                }
+                Some(Err(err)) => {
+                    self.stream.send_reset(reason(&err));
+                    return Poll::Ready(Ok(()));
+                }
+                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true)),
+            }
+        }
+    }
+}
+
+/// Why an answer breaks off: what a service that speaks HTTP/2 has said, if one did.
+fn reason(err: &BodyError) -> Reason {
+    let first: &(dyn Error + 'static) = err;
+    successors(Some(first), |err| (*err).source())
+        .find_map(|err| err.downcast_ref::<h2::Error>().and_then(h2::Error::reason))
+        .unwrap_or(Reason::INTERNAL_ERROR)
+}

@@ -1,0 +1,115 @@
+//! A request's body as its visitor sends it, in whichever version of HTTP he speaks.
+//!
+//! **Invariant:** none of it is held here, and a window is opened only for as much as has been taken.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::HeaderMap;
+use http::header;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::body::BodyError;
+
+/// The length of a body whose length is not known.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What a visitor sends after a request's head.
+#[derive(Debug)]
+pub(super) enum VisitorBody {
+    /// Nothing.
+    Empty,
+    /// On a connection of HTTP/1.1.
+    Http1(Incoming),
+    /// On a stream of HTTP/2.
+    Http2(Streamed),
+}
+
+impl VisitorBody {
+    /// What comes on `stream`, which began with `headers`.
+    pub(super) fn on_stream(stream: RecvStream, headers: &HeaderMap) -> Self {
+        let left = if stream.is_end_stream() { 0 } else { length(headers).unwrap_or(UNKNOWN) };
+        Self::Http2(Streamed { stream, left })
+    }
+}
+
+impl HttpBody for VisitorBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Broken),
+            Self::Http2(body) => body.poll_frame(cx).map_err(BodyError::Reset),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) if body.left == UNKNOWN => SizeHint::default(),
+            Self::Http2(body) => SizeHint::with_exact(body.left),
+        }
+    }
+}
+
+/// The receiving half of a stream of HTTP/2.
+#[derive(Debug)]
+pub(super) struct Streamed {
+    stream: RecvStream,
+    /// Bytes still to come, or [`UNKNOWN`].
+    left: u64,
+}
+
+impl Streamed {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let frame = match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // Fails when the stream has been reset: then there is no window to open.
+                let _ = self.stream.flow_control().release_capacity(data.len());
+                if self.left != UNKNOWN {
+                    self.left = self.left.saturating_sub(data.len() as u64);
+                }
+                Some(Ok(Frame::data(data)))
+            }
+            Some(Err(err)) if err.reason() == Some(Reason::NO_ERROR) => None,
+            Some(Err(err)) => Some(Err(err)),
+            None => ready!(self.stream.poll_trailers(cx)).transpose().map(|trailers| trailers.map(Frame::trailers)),
+        };
+        Poll::Ready(frame)
+    }
+}
+
+/// The length that `headers` announce. `h2` has reset what has one that is no number.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first = lengths.next()?;
+    if lengths.any(|length| length != first) {
+        return None;
+    }
+    first.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is part of every request on its way.
+    #[test]
+    fn a_body_takes_no_more_room_than_one_of_http_1_1() {
+        assert_eq!(size_of::<VisitorBody>(), size_of::<Incoming>());
+    }
+}
