@@ -85,12 +85,16 @@ impl Streamed {
                 }
                 Some(Ok(Frame::data(data)))
             }
-            Some(Err(err)) if err.reason() == Some(Reason::NO_ERROR) => None,
             Some(Err(err)) => Some(Err(err)),
             None => ready!(self.stream.poll_trailers(cx)).transpose().map(|trailers| trailers.map(Frame::trailers)),
         };
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(broken)))
     }
+}
+
+/// What is reset without an error is not whole either, and must not pass for it.
+fn broken(err: h2::Error) -> h2::Error {
+    if err.reason() == Some(Reason::NO_ERROR) { Reason::CANCEL.into() } else { err }
 }
 
 /// The length that `headers` announce. `h2` has reset what has one that is no number.

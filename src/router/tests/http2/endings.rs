@@ -179,6 +179,31 @@ async fn a_request_that_the_visitor_takes_back_leaves_the_service() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_reset_without_an_error_does_not_pass_for_a_whole_one() {
+    let (seen, mut bodies) = tokio::sync::mpsc::channel(2);
+    let service = Service::raw(move |mut stream, _| {
+        let seen = seen.clone();
+        async move {
+            head_of(&mut stream).await;
+            let mut body = [0; 8];
+            stream.read_exact(&mut body).await.unwrap();
+            seen.send(body.to_vec()).await.unwrap();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            seen.send(rest).await.unwrap();
+        }
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut visitor = Http2::connect(&front).await;
+    let (_response, mut stream) = visitor.begin(request("POST", "/")).await;
+    stream.send_data(Bytes::from_static(b"abc"), false).unwrap();
+    assert_eq!(patiently(bodies.recv()).await.unwrap(), b"3\r\nabc\r\n");
+    stream.send_reset(Reason::NO_ERROR);
+    assert_eq!(patiently(bodies.recv()).await.unwrap(), b"");
+}
+
+#[tokio::test]
 async fn a_drain_cuts_answers_at_its_end_even_those_that_go_on_without_a_pause() {
     let service = endless().await;
     let front = Front::start(service.route(1)).await;
