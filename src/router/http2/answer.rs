@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
 
@@ -30,6 +30,8 @@ pub(super) struct Asked {
     respond: SendResponse<Bytes>,
     /// With a request for a WebSocket: what else it needs, and who waits for it.
     opening: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
+    /// Whether the answer is to be a head alone.
+    is_head: bool,
     /// Bytes of the answer that are read at once.
     room: usize,
 }
@@ -44,6 +46,7 @@ impl Asked {
         respond: SendResponse<Bytes>,
     ) -> Self {
         let (mut parts, stream) = request.into_parts();
+        let is_head = parts.method == Method::HEAD;
         let (host, socket) = head::admit(&mut parts, &shared.limits);
         let (body, upgrade, opening) = if socket.is_some() {
             let (opened, tunnel) = oneshot::channel();
@@ -59,7 +62,7 @@ impl Asked {
                 Box::pin(async move { socket.answer(answering.await, &shared) })
             }
         };
-        Self { answering, respond, opening, room }
+        Self { answering, respond, opening, is_head, room }
     }
 
     /// Ready when the answer has begun, with what follows its head, or when nobody wants it any more.
@@ -83,8 +86,11 @@ impl Asked {
         if opening.is_some() {
             head.headers.remove(header::CONTENT_LENGTH);
             ends = false;
-        } else if !ends && let Some(length) = body.size_hint().exact() {
-            head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        } else if !ends {
+            if let Some(length) = body.size_hint().exact() {
+                head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+            }
+            ends = self.is_head;
         }
         let stream = match self.respond.send_response(Response::from_parts(head, ()), ends) {
             Ok(stream) => stream,

@@ -131,6 +131,14 @@ async fn an_answer_to_head_has_its_length_and_no_body() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_head_has_its_length_and_no_body_either() {
+    let front = Front::start(Vec::new()).await;
+    let reply = Http2::connect(&front).await.ask(request("HEAD", "/")).await;
+    assert_eq!((reply.status, reply.text()), (404, ""));
+    assert_ne!(reply.headers["content-length"], "0");
+}
+
+#[tokio::test]
 async fn an_answer_may_come_before_the_request_has_ended() {
     let answer = "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno";
     let service = Service::raw(move |mut stream, _| async move {
