@@ -3,6 +3,8 @@
 //! **Invariant:** none of it is held here, and a window is opened only for as much as has been taken.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
+use super::watch::Watch;
 
 /// The length of a body whose length is not known.
 const UNKNOWN: u64 = u64::MAX;
@@ -29,10 +32,10 @@ pub(super) enum VisitorBody {
 }
 
 impl VisitorBody {
-    /// What comes on `stream`, which began with `headers`.
-    pub(super) fn on_stream(stream: RecvStream, headers: &HeaderMap) -> Self {
+    /// What comes on `stream`, which began with `headers`; the visitor may want to be told to go on by `expectation`.
+    pub(super) fn on_stream(stream: RecvStream, headers: &HeaderMap, expectation: Option<Arc<Expectation>>) -> Self {
         let left = if stream.is_end_stream() { 0 } else { length(headers).unwrap_or(UNKNOWN) };
-        Self::Http2(Streamed { stream, left })
+        Self::Http2(Streamed { stream, left, expectation })
     }
 }
 
@@ -72,11 +75,18 @@ pub(super) struct Streamed {
     stream: RecvStream,
     /// Bytes still to come, or [`UNKNOWN`].
     left: u64,
+    expectation: Option<Arc<Expectation>>,
 }
 
 impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let frame = match ready!(self.stream.poll_data(cx)) {
+        let data = self.stream.poll_data(cx);
+        if let Some(expectation) = self.expectation.take()
+            && data.is_pending()
+        {
+            expectation.meet();
+        }
+        let frame = match ready!(data) {
             Some(Ok(data)) => {
                 // Fails when the stream has been reset: then there is no window to open.
                 let _ = self.stream.flow_control().release_capacity(data.len());
@@ -105,6 +115,31 @@ fn length(headers: &HeaderMap) -> Option<u64> {
         return None;
     }
     first.to_str().ok()?.parse().ok()
+}
+
+/// A visitor of HTTP/2 who wants to be told to go on before he sends a body (RFC 9110, section 10.1.1).
+#[derive(Debug)]
+pub(super) struct Expectation {
+    is_due: AtomicBool,
+    watch: Watch,
+}
+
+impl Expectation {
+    /// One that the task of `watch` meets.
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { is_due: AtomicBool::new(false), watch }
+    }
+
+    /// The body is wanted now, and none of it is there.
+    fn meet(&self) {
+        self.is_due.store(true, Ordering::Release);
+        self.watch.wake();
+    }
+
+    /// Whether the visitor is to be told.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_due.load(Ordering::Acquire)
+    }
 }
 
 #[cfg(test)]

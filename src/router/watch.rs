@@ -114,6 +114,11 @@ impl Watch {
         self.0.waker.register(cx.waker());
     }
 
+    /// Has the task woken now.
+    pub(super) fn wake(&self) {
+        self.0.waker.wake();
+    }
+
     /// Has the task woken once `due` has passed, or earlier.
     pub(super) fn until(&self, due: Moment) {
         self.0.due.fetch_min(due.0, Ordering::Relaxed);

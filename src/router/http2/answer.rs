@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
 
@@ -21,13 +21,15 @@ use crate::router::Shared;
 use crate::router::body::{Body, BodyError};
 use crate::router::connection::Visitor;
 use crate::router::dispatch::{self, Upgrade};
-use crate::router::visitor_body::VisitorBody;
+use crate::router::visitor_body::{Expectation, VisitorBody};
 use crate::router::watch::{Moment, Watch};
 
 /// A request whose answer has not begun.
 pub(super) struct Asked {
     answering: Pin<Box<dyn Future<Output = Response<Body>> + Send>>,
     respond: SendResponse<Bytes>,
+    /// What the visitor waits for before he sends the body.
+    expectation: Option<Arc<Expectation>>,
     /// With a request for a WebSocket: what else it needs, and who waits for it.
     opening: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
     /// Whether the answer is to be a head alone.
@@ -47,12 +49,14 @@ impl Asked {
     ) -> Self {
         let (mut parts, stream) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
+        let expects = parts.headers.contains_key(header::EXPECT) && !stream.is_end_stream();
+        let expectation = expects.then(|| Arc::new(Expectation::new(visitor.watch.clone())));
         let (host, socket) = head::admit(&mut parts, &shared.limits);
         let (body, upgrade, opening) = if socket.is_some() {
             let (opened, tunnel) = oneshot::channel();
             (VisitorBody::Empty, Some(Upgrade::Stream(tunnel)), Some((stream, opened)))
         } else {
-            (VisitorBody::on_stream(stream, &parts.headers), None, None)
+            (VisitorBody::on_stream(stream, &parts.headers, expectation.clone()), None, None)
         };
         let answering = dispatch::answer_admitted(shared, visitor, host, parts, body, upgrade);
         let answering: Pin<Box<dyn Future<Output = _> + Send>> = match socket {
@@ -62,7 +66,7 @@ impl Asked {
                 Box::pin(async move { socket.answer(answering.await, &shared) })
             }
         };
-        Self { answering, respond, opening, is_head, room }
+        Self { answering, respond, expectation, opening, is_head, room }
     }
 
     /// Ready when the answer has begun, with what follows its head, or when nobody wants it any more.
@@ -72,6 +76,13 @@ impl Asked {
         }
         if self.respond.poll_reset(cx).is_ready() {
             return Poll::Ready(None);
+        }
+        if self.expectation.take_if(|expectation| expectation.is_due()).is_some() {
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = StatusCode::CONTINUE;
+            if let Err(err) = self.respond.send_informational(go_on) {
+                tracing::debug!(error = %err, "Could not tell a visitor to go on");
+            }
         }
         Poll::Pending
     }

@@ -156,6 +156,53 @@ async fn an_answer_may_come_before_the_request_has_ended() {
 }
 
 #[tokio::test]
+async fn a_visitor_who_asks_first_is_told_to_go_on_once() {
+    let (_service, _front, mut visitor) = echo().await;
+    let asked = with(with(request("POST", "/"), "expect", "100-continue"), "content-length", "4");
+    let (mut response, mut stream) = visitor.begin(asked).await;
+    let told = patiently(std::future::poll_fn(|cx| response.poll_informational(cx))).await;
+    assert_eq!(told.unwrap().unwrap().status(), 100);
+    send(&mut stream, Bytes::from_static(b"body")).await;
+    let again = patiently(std::future::poll_fn(|cx| response.poll_informational(cx))).await;
+    assert!(again.is_none(), "{again:?}");
+    let reply = Reply::read(response).await.unwrap();
+    assert!(reply.status == 200 && reply.text().ends_with("\r\n\r\nbody"), "{reply:?}");
+    assert!(!reply.text().contains("expect"), "{reply:?}");
+}
+
+#[rstest]
+#[case::body_is_there(HOST, Some("body"), 200)]
+#[case::no_body(HOST, None, 200)]
+#[case::unknown_host("b.example.com", None, 404)]
+#[tokio::test]
+async fn a_visitor_is_not_told_to_go_on_whose_body_is_there_or_not_wanted(
+    #[case] host: &str,
+    #[case] body: Option<&str>,
+    #[case] status: u16,
+) {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let mut frames = Frames::connect(&front, &[]).await;
+    let length = if body.is_some() { "4" } else { "0" };
+    let lines = [
+        (":method", "POST"),
+        (":path", "/"),
+        (":scheme", "http"),
+        (":authority", host),
+        ("expect", "100-continue"),
+        ("content-length", length),
+    ];
+    let block: Vec<u8> = lines.iter().flat_map(|(name, value)| line(name, value)).collect();
+    // An unwanted body never comes.
+    let ends = if body.is_none() && status == 200 { END_STREAM } else { 0 };
+    let mut asked = frame(HEADERS, END_HEADERS | ends, 1, &block);
+    asked.extend(body.iter().flat_map(|body| frame(DATA, END_STREAM, 1, body.as_bytes())));
+    frames.0.write_all(&asked).await.unwrap();
+    assert_eq!(status_of(&frames.until(HEADERS, 1).await.unwrap()), status, "it is the first head");
+    assert!(frames.until(DATA, 1).await.is_some());
+}
+
+#[tokio::test]
 async fn what_belongs_to_a_connection_of_http_1_1_does_not_come_back() {
     let answer =
         "HTTP/1.1 200 OK\r\nConnection: x-own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\n\r\n";

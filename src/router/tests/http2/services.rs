@@ -98,6 +98,24 @@ async fn a_call_streams_both_ways_and_ends_with_its_status() {
 }
 
 #[tokio::test]
+async fn a_visitor_who_asks_first_is_told_to_go_on() {
+    let service = service(|request, mut respond, _| async move {
+        let has_expect = request.headers().contains_key("expect");
+        let body = read(&mut request.into_body()).await.unwrap();
+        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        answer.send_data(format!("{has_expect} {}", body.len()).into(), true).unwrap();
+    })
+    .await;
+    let front = Front::start(route(&service)).await;
+    let mut visitor = Http2::connect(&front).await;
+    let (mut response, mut stream) = visitor.begin(with(call(), "expect", "100-continue")).await;
+    let told = patiently(std::future::poll_fn(|cx| response.poll_informational(cx))).await;
+    assert_eq!(told.unwrap().unwrap().status(), 100);
+    send(&mut stream, Bytes::from_static(b"body")).await;
+    assert_eq!(Reply::read(response).await.unwrap().text(), "false 4");
+}
+
+#[tokio::test]
 async fn a_call_may_fail_with_a_head_alone() {
     let service = service(|_, mut respond, _| async move {
         let mut response = Response::new(());
