@@ -79,13 +79,13 @@ pub(super) fn is_allowed_expectation(headers: &HeaderMap) -> bool {
 #[must_use]
 pub fn host_of(value: &[u8]) -> Option<String> {
     let value = std::str::from_utf8(value).ok()?;
-    let (host, port) = match value.rfind(':') {
-        Some(colon) if !value.ends_with(']') => (&value[..colon], &value[colon + 1..]),
-        _ => (value, ""),
+    let digits = value.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (before, port) = value.split_at(value.len() - digits);
+    let host = match before.strip_suffix(':') {
+        Some(_) if !port.is_empty() && port.parse::<u16>().is_err() => return None,
+        Some(host) => host,
+        None => value,
     };
-    if !port.is_empty() && (port.parse::<u16>().is_err() || !port.bytes().all(|b| b.is_ascii_digit())) {
-        return None;
-    }
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return Ipv6Addr::from_str(address).ok().map(|address| format!("[{address}]"));
     }

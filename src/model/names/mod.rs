@@ -247,15 +247,17 @@ fn check_host(text: &str) -> Result<(), &'static str> {
     if text.is_empty() || text.len() > 253 {
         return Err("is not 1 to 253 characters long");
     }
-    for label in text.split('.') {
-        if label.is_empty() || label.len() > LABEL_MAX {
-            return Err("has a label that is not 1 to 63 characters long");
-        }
-        if label.starts_with('-') || label.ends_with('-') {
-            return Err("has a label that begins or ends with `-`");
-        }
-        if !label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
-            return Err("may hold only `a` to `z`, `0` to `9`, `-` and `.`");
+    // Every request's host passes here: without a branch for each byte, many are looked at at once.
+    let allowed = |b: &u8| b.is_ascii_lowercase() | b.is_ascii_digit() | (*b == b'-') | (*b == b'.');
+    if !text.as_bytes().iter().fold(true, |all, byte| all & allowed(byte)) {
+        return Err("may hold only `a` to `z`, `0` to `9`, `-` and `.`");
+    }
+    for label in text.as_bytes().split(|byte| *byte == b'.') {
+        match label {
+            [] => return Err("has a label that is not 1 to 63 characters long"),
+            [b'-', ..] | [.., b'-'] => return Err("has a label that begins or ends with `-`"),
+            label if label.len() > LABEL_MAX => return Err("has a label that is not 1 to 63 characters long"),
+            _ => {}
         }
     }
     Ok(())
