@@ -11,7 +11,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
@@ -194,13 +193,12 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// The service that `claim` leads to, whose answer with these headers is polled in the task of `watch`.
+    /// The service that `claim` leads to, whose answer of `length` bytes is polled in the task of `watch`.
     ///
     /// It may be silent for long where the answer has no length known beforehand, as with server-sent events, followed
     /// logs and long polls.
-    pub(super) fn new(claim: Claim, headers: &HeaderMap, watch: Watch, timeouts: &Timeouts) -> Self {
-        let has_length = headers.contains_key(header::CONTENT_LENGTH);
-        let idle = if has_length { timeouts.idle } else { timeouts.streaming_idle };
+    pub(super) fn new(claim: Claim, length: Option<u64>, watch: Watch, timeouts: &Timeouts) -> Self {
+        let idle = if length.is_some() { timeouts.idle } else { timeouts.streaming_idle };
         Self { claim, watch, idle, silent_since: None }
     }
 
@@ -314,7 +312,7 @@ mod tests {
         let upstream = Arc::new(Upstream::new(DeploymentId(1), 18000.try_into().unwrap(), Protocol::Http1, 1));
         let claim = upstream.claim().unwrap();
         let watch = Watches::default().add();
-        let mut source = Source::new(claim, &HeaderMap::new(), watch, &Timeouts::default());
+        let mut source = Source::new(claim, None, watch, &Timeouts::default());
         assert!(matches!(source.limit(Poll::Ready("more")), Poll::Ready(Ok("more"))));
         upstream.drain(Duration::ZERO, || ()).await;
         assert!(matches!(source.limit(Poll::Ready("more")), Poll::Ready(Err(BodyError::Cut))));

@@ -219,8 +219,11 @@ fn answer(
     timeouts: &Timeouts,
 ) -> Result<Outcome, Problem> {
     let mut headers = std::mem::take(&mut head.headers);
-    let switched = headers.get(header::UPGRADE).cloned();
-    headers::clean_response(&mut headers);
+    let mut switched = None;
+    if head.has_hop_by_hop {
+        switched = headers.get(header::UPGRADE).cloned();
+        headers::clean_response(&mut headers);
+    }
     let answered = |headers: HeaderMap, body: Body| {
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
@@ -242,7 +245,8 @@ fn answer(
         let switch = Switch { claim, service, first, websocket };
         return Ok(Outcome::Switch(answered(headers, Body::empty()), switch));
     }
-    let source = Source::new(claim, &headers, visitor.watch.clone(), timeouts);
-    let body = UpstreamBody::new(call.into_answer(&head), source, visitor.lane);
+    let answer = call.into_answer(&head);
+    let source = Source::new(claim, answer.remaining(), visitor.watch.clone(), timeouts);
+    let body = UpstreamBody::new(answer, source, visitor.lane);
     Ok(Outcome::Answer(answered(headers, body.into())))
 }

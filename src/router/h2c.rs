@@ -331,7 +331,7 @@ fn answer(
     let (mut parts, body) = response.into_parts();
     headers::clean_response(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    let source = Source::new(claim, &parts.headers, visitor.watch.clone(), timeouts);
+    let source = Source::new(claim, body.size_hint().exact(), visitor.watch.clone(), timeouts);
     let body = AnswerBody { body, source, _inside: inside };
     Response::from_parts(parts, body.into())
 }

@@ -8,22 +8,10 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
-use super::client::Framing;
+use super::client::{Framing, HOP_BY_HOP};
 use super::origin::Origin;
 use super::pages::Problem;
 use crate::model::HostName;
-
-/// Headers that belong to one connection and are never passed on.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
 
 /// What a visitor may not tell a service about himself.
 fn is_claim_of_origin(name: &str) -> bool {

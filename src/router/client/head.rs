@@ -14,6 +14,18 @@ const MAX_HEADERS: usize = 200;
 /// The most bytes of an answer's head.
 const MAX_HEAD: usize = 256 * 1024;
 
+/// Headers that belong to one connection and are never passed on (RFC 9110, section 7.6.1).
+pub(in crate::router) static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
 /// The head of an answer.
 #[derive(Debug)]
 pub(in crate::router) struct AnswerHead {
@@ -21,6 +33,8 @@ pub(in crate::router) struct AnswerHead {
     pub(in crate::router) status: StatusCode,
     /// All headers, as they came.
     pub(in crate::router) headers: HeaderMap,
+    /// Whether some of them are [`HOP_BY_HOP`].
+    pub(in crate::router) has_hop_by_hop: bool,
     /// What reads the body.
     pub(in crate::router) decoder: Decoder,
     /// Whether the connection may carry another exchange after this one.
@@ -47,14 +61,11 @@ impl AnswerHead {
         let version = answer.version.ok_or(Malformed("no version"))?;
         let base = buffer.as_ptr() as usize;
         // Where each value lies, so that values can share the head's memory.
-        let places: Vec<(HeaderName, usize, usize)> = answer
-            .headers
-            .iter()
-            .map(|field| {
-                let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed("a header's name"))?;
-                Ok((name, field.value.as_ptr() as usize - base, field.value.len()))
-            })
-            .collect::<Result<_, Malformed>>()?;
+        let mut places = Vec::with_capacity(answer.headers.len());
+        for field in &*answer.headers {
+            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed("a header's name"))?;
+            places.push((name, field.value.as_ptr() as usize - base, field.value.len()));
+        }
         let head = buffer.split_to(length).freeze();
         let mut fields = Fields::new(version, places.len());
         for (name, at, length) in places {
@@ -71,21 +82,22 @@ struct Fields {
     length: Option<u64>,
     chunked: bool,
     close: bool,
+    hop_by_hop: bool,
 }
 
 impl Fields {
     fn new(version: u8, count: usize) -> Self {
-        Self { version, headers: HeaderMap::with_capacity(count), length: None, chunked: false, close: version == 0 }
+        let headers = HeaderMap::with_capacity(count);
+        Self { version, headers, length: None, chunked: false, close: version == 0, hop_by_hop: false }
     }
 
     fn add(&mut self, name: HeaderName, value: Bytes) -> Result<(), Malformed> {
         if name == header::CONTENT_LENGTH {
             let length = number(&value).ok_or(Malformed("a length that is no number"))?;
-            if self.length.replace(length).is_some_and(|other| other != length) {
-                return Err(Malformed("two lengths"));
-            }
-            if self.headers.contains_key(&name) {
-                return Ok(());
+            match self.length.replace(length) {
+                None => {}
+                Some(same) if same == length => return Ok(()),
+                Some(_) => return Err(Malformed("two lengths")),
             }
         } else if name == header::TRANSFER_ENCODING {
             // Another coding would have to be undone, and a second `chunked` means that somebody is confused.
@@ -97,13 +109,14 @@ impl Fields {
             let mut tokens = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
             self.close |= tokens.any(|token| token.eq_ignore_ascii_case(b"close"));
         }
+        self.hop_by_hop |= HOP_BY_HOP.contains(&name);
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed("a header's value"))?;
         self.headers.try_append(name, value).map_err(|_| Malformed("the head is too large"))?;
         Ok(())
     }
 
     fn finish(self, status: StatusCode, method: &Method) -> Result<AnswerHead, Malformed> {
-        let Self { headers, length, chunked, close, .. } = self;
+        let Self { headers, length, chunked, close, hop_by_hop, .. } = self;
         let bodiless = status.is_informational()
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED
@@ -116,7 +129,8 @@ impl Fields {
             None => Decoder::until_close(),
         };
         let both = chunked && length.is_some();
-        Ok(AnswerHead { status, headers, keeps: !close && !both && !decoder.ends_with_connection(), decoder })
+        let keeps = !close && !both && !decoder.ends_with_connection();
+        Ok(AnswerHead { status, headers, has_hop_by_hop: hop_by_hop, decoder, keeps })
     }
 }
 

@@ -13,7 +13,7 @@ mod wire;
 
 pub(super) use self::call::{Answer, Call, Failure};
 pub(super) use self::decode::Piece;
-pub(super) use self::head::AnswerHead;
+pub(super) use self::head::{AnswerHead, HOP_BY_HOP};
 pub(super) use self::send::{Framing, Repeatable, Sending, Upload, Waiting};
 pub(super) use self::wire::Wire;
 
