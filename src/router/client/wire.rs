@@ -81,8 +81,9 @@ impl Wire {
             Some(Err(_)) => self.most,
             None => self.room,
         };
-        if self.buffer.capacity() - self.buffer.len() < room / 2 {
-            // Takes the old room again where nobody holds any of it.
+        // Takes the old room again where nobody holds any of it: that memory is at hand, and what follows it is not.
+        let again = self.buffer.is_empty() && self.buffer.try_reclaim(room);
+        if !again && self.buffer.capacity() - self.buffer.len() < room / 2 {
             self.buffer.reserve(room);
             self.grown |= room > SMALL;
         }
