@@ -58,13 +58,14 @@ pub(super) struct Body {
     turn: Option<(Turn, Tally)>,
 }
 
+/// What is long is in a box, since an answer changes hands many times before its body is first polled.
 #[derive(Debug)]
 enum Kind {
     Empty,
     /// Bytes, which may be part of a file that is open.
     Full(Option<Bytes>, Option<Arc<Backed>>),
-    Upstream(UpstreamBody),
-    H2c(AnswerBody),
+    Upstream(Box<UpstreamBody>),
+    H2c(Box<AnswerBody>),
     File(FileBody),
     Control(axum::body::Body),
 }
@@ -124,13 +125,13 @@ impl From<FileBody> for Body {
 
 impl From<UpstreamBody> for Body {
     fn from(body: UpstreamBody) -> Self {
-        Kind::Upstream(body).into()
+        Kind::Upstream(Box::new(body)).into()
     }
 }
 
 impl From<AnswerBody> for Body {
     fn from(body: AnswerBody) -> Self {
-        Kind::H2c(body).into()
+        Kind::H2c(Box::new(body)).into()
     }
 }
 

@@ -158,6 +158,11 @@ impl Turn {
         Self(Arc::clone(visitor))
     }
 
+    /// Whose turn it is.
+    pub(super) fn visitor(&self) -> &Arc<Visitor> {
+        &self.0
+    }
+
     /// Bytes of `backed` are the answer's next.
     pub(super) fn announce(&self, backed: Arc<Backed>) {
         self.0.outgoing.announce(backed);

@@ -1,6 +1,6 @@
 //! One request, from its visitor to whoever answers for its host: a service, a site, or kennel itself.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -49,18 +49,33 @@ pub(super) enum Upgrade {
 }
 
 /// What has been made of a request's head.
-#[expect(clippy::large_enum_variant, reason = "an answer in a box of its own would cost more than it saves")]
 enum Begun {
     /// It has its answer: a refusal, a site's, or one for which nobody need be asked.
     Answered(Result<Response<Body>, Problem>),
-    /// It is for kennel itself.
-    Control(Box<Parts>),
-    /// It is for a site.
+    /// Somebody has to be asked.
+    Asking(Asking),
+}
+
+/// Who is to answer, and what he needs for it.
+enum Asking {
+    /// kennel itself.
+    Control(Box<(Parts, VisitorBody)>),
+    /// A site.
     Site(Arc<Site>, Box<Parts>),
-    /// It is for a service, for which all that is needed has been written out.
+    /// A service, for which all that is needed has been written out.
     Service(Option<Claim>, Box<Exchange>, Option<Upgrade>),
-    /// It is for a service that speaks HTTP/2.
+    /// A service that speaks HTTP/2.
     H2c(Option<Claim>, Box<h2c::Asked>),
+}
+
+/// A request on its way to its answer.
+struct Course {
+    turn: Turn,
+    begun: Instant,
+    host: Option<String>,
+    json: bool,
+    series: Arc<Series>,
+    line: Option<Box<Line>>,
 }
 
 /// Answers one request of HTTP/1.1.
@@ -86,54 +101,29 @@ pub(super) fn answer_admitted(
     body: VisitorBody,
     upgrade: Option<Upgrade>,
 ) -> impl Future<Output = Response<Body>> + use<> {
-    let (turn, begun_at) = (Turn::begin(visitor), Instant::now());
+    let (turn, begun) = (Turn::begin(visitor), Instant::now());
     let json = pages::prefers_json(&parts.headers);
     let named = visitor.is_proxy().then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
     let origin = named.as_deref().unwrap_or(&visitor.origin);
     let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
-    let (begun, body, series) = match &host {
+    let (what, series) = match &host {
         Ok(host) => begin(shared, visitor, origin, host, parts, body, upgrade),
-        Err(problem) => (Begun::Answered(Err(problem.clone())), None, None),
+        Err(problem) => (Begun::Answered(Err(problem.clone())), None),
     };
     let series = series.unwrap_or_else(|| Arc::clone(&shared.own));
-    let (shared, visitor, host) = (Arc::clone(shared), Arc::clone(visitor), host.ok());
-    async move {
-        let host = host.as_deref();
-        let answered = match begun {
-            Begun::Answered(answered) => answered,
-            Begun::Control(parts) => {
-                let origin = named.as_deref().unwrap_or(&visitor.origin);
-                // Bound by `let`, not awaited as a temporary, which would take the room of the whole future here too.
-                let asking = Box::pin(ask_control(&shared, visitor.peer, origin, host, *parts, body));
-                asking.await
-            }
-            Begun::Site(site, parts) => Box::pin(async move { site.answer(&parts).await }).await,
-            Begun::H2c(claim, asked) => {
-                let asking = Box::pin(ask_by_http2(&shared, &visitor, host, claim, *asked));
-                asking.await
-            }
-            Begun::Service(claim, exchange, upgrade) => {
-                let asking = Box::pin(ask_service(&shared, &visitor, host, claim, exchange, upgrade));
-                asking.await
-            }
-        };
-        let mut response = answered.unwrap_or_else(|problem| {
-            series.note_problem(visitor.lane, &problem);
-            problem.page(host, json, &shared.pages)
-        });
-        https::mark(&shared, &visitor, &mut response);
-        if visitor.generation.stage() >= Stage::Stopping
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
-            && !visitor.is_in_stream()
-        {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        let tally = series.tally(visitor.lane, begun_at, response.status(), line);
-        response.map(|body| body.during(turn, tally))
-    }
+    let course = Course { turn, begun, host: host.ok(), json, series, line };
+    let asking = match what {
+        Begun::Answered(answered) => return Either::Left(ready(course.end(shared, answered))),
+        Begun::Asking(asking) => asking,
+    };
+    let shared = Arc::clone(shared);
+    Either::Right(async move {
+        let answered = ask(&shared, &course, named, asking).await;
+        course.end(&shared, answered)
+    })
 }
 
-/// Finds out who is to answer, and where that is counted; the body comes back unless it belongs to the exchange.
+/// Finds out who is to answer, and where that is counted.
 fn begin(
     shared: &Shared,
     visitor: &Visitor,
@@ -142,35 +132,87 @@ fn begin(
     mut parts: Parts,
     body: VisitorBody,
     upgrade: Option<Upgrade>,
-) -> (Begun, Option<VisitorBody>, Option<Arc<Series>>) {
-    if let Some(begun) = https::begin(shared, visitor, origin, host, &parts) {
-        return (Begun::Answered(begun), None, None);
+) -> (Begun, Option<Arc<Series>>) {
+    if let Some(answered) = https::begin(shared, visitor, origin, host, &parts) {
+        return (Begun::Answered(answered), None);
     }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
-        return (Begun::Control(Box::new(parts)), Some(body), None);
+        return (Begun::Asking(Asking::Control(Box::new((parts, body)))), None);
     }
     let table = shared.table.load();
-    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None, None) };
+    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None) };
     seen.note();
     let begun = match entry {
         Entry::Site(site) => match site.answer_at_once(&parts) {
             Some(answered) => Begun::Answered(answered),
-            None => Begun::Site(Arc::clone(site), Box::new(parts)),
+            None => Begun::Asking(Asking::Site(Arc::clone(site), Box::new(parts))),
         },
         Entry::Unhealthy => Begun::Answered(Err(Problem::Unhealthy)),
         Entry::Service(upstream) if upstream.protocol() == Protocol::H2c => {
             let asked = h2c::Asked::new(parts, host, origin, body, &shared.timeouts);
-            Begun::H2c(upstream.claim(), Box::new(asked))
+            Begun::Asking(Asking::H2c(upstream.claim(), Box::new(asked)))
         }
         Entry::Service(upstream) => {
             let claim = upstream.claim();
             let exchange = Box::new(Exchange::new(&parts, host, origin, body));
             let connection = || parts.extensions.remove().map(Upgrade::Connection);
             let upgrade = exchange.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
-            Begun::Service(claim, exchange, upgrade)
+            Begun::Asking(Asking::Service(claim, exchange, upgrade))
         }
     };
-    (begun, None, Some(seen.series()))
+    (begun, Some(seen.series()))
+}
+
+/// Has somebody answer. `named` is whom a trusted proxy names as the visitor.
+async fn ask(
+    shared: &Arc<Shared>,
+    course: &Course,
+    named: Option<Box<Origin>>,
+    asking: Asking,
+) -> Result<Response<Body>, Problem> {
+    let (visitor, host) = (course.turn.visitor(), course.host.as_deref());
+    // Each in a box: it would make room in every request for the largest. And each bound by `let`, not awaited as a
+    // temporary, which would take the room of the whole future here too.
+    match asking {
+        Asking::Control(request) => {
+            let origin = named.as_deref().unwrap_or(&visitor.origin);
+            let asking = Box::pin(ask_control(shared, visitor.peer, origin, host, *request));
+            asking.await
+        }
+        Asking::Site(site, parts) => {
+            let asking = Box::pin(async move { site.answer(&parts).await });
+            asking.await
+        }
+        Asking::H2c(claim, asked) => {
+            let asking = Box::pin(ask_by_http2(shared, visitor, host, claim, *asked));
+            asking.await
+        }
+        Asking::Service(claim, exchange, upgrade) => {
+            let asking = Box::pin(ask_service(shared, visitor, host, claim, exchange, upgrade));
+            asking.await
+        }
+    }
+}
+
+impl Course {
+    /// Makes of an answer what the visitor gets, and has it counted once it is out.
+    fn end(self, shared: &Shared, answered: Result<Response<Body>, Problem>) -> Response<Body> {
+        let Self { turn, begun, host, json, series, line } = self;
+        let visitor = turn.visitor();
+        let mut response = answered.unwrap_or_else(|problem| {
+            series.note_problem(visitor.lane, &problem);
+            problem.page(host.as_deref(), json, &shared.pages)
+        });
+        https::mark(shared, visitor, &mut response);
+        if visitor.generation.stage() >= Stage::Stopping
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            && !visitor.is_in_stream()
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let tally = series.tally(visitor.lane, begun, response.status(), line);
+        response.map(|body| body.during(turn, tally))
+    }
 }
 
 /// Has the service answer that `host` leads to now; `claim` is on the one it led to at first.
@@ -235,12 +277,9 @@ async fn ask_control(
     peer: SocketAddr,
     origin: &Origin,
     host: Option<&str>,
-    mut parts: Parts,
-    body: Option<VisitorBody>,
+    (mut parts, body): (Parts, VisitorBody),
 ) -> Result<Response<Body>, Problem> {
-    let (Some((_, control)), Some(host), Some(body)) = (&shared.control, host, body) else {
-        return Err(Problem::UnknownHost);
-    };
+    let (Some((_, control)), Some(host)) = (&shared.control, host) else { return Err(Problem::UnknownHost) };
     let running = shared.control_requests.token();
     headers::clean_request(&mut parts.headers, host, origin);
     // What the visitor says of himself in headers counts for nothing.

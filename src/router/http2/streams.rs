@@ -54,7 +54,6 @@ struct Stream {
     step: Step,
 }
 
-#[expect(clippy::large_enum_variant, reason = "an answer in a box of its own would cost more than it saves")]
 enum Step {
     Asked(Asked),
     Answered(Answer),
