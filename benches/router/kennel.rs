@@ -14,6 +14,8 @@ use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::deploys::DEPLOYED;
@@ -110,22 +112,47 @@ pub(crate) async fn prepare(directory: &Path, upstream: &Upstream) -> anyhow::Re
     Ok(Site { directory: site })
 }
 
+/// The daemon's own runtime; it has one thread here, as every proxy has.
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
+}
+
+async fn router(directory: &Path) -> anyhow::Result<(Router, Handle)> {
+    let store = Store::open(&file(directory, "kennel.db")).await?;
+    let config = RouterConfig {
+        store_dir: file(directory, "store"),
+        workers: NonZeroUsize::MIN,
+        limits: Limits { connections: 16_384, connections_of_one: 16_384, ..Limits::default() },
+        // Connections that idle are to be measured, not closed.
+        timeouts: Timeouts { request_header: Duration::from_secs(600), ..Timeouts::default() },
+        ..RouterConfig::default()
+    };
+    let (router, handle) = Router::new(config, store);
+    handle.reload().await.context("cannot build the table")?;
+    Ok((router, handle))
+}
+
+/// Is the router on the socket that is the standard input, until it is told to end; then it finishes what has begun.
+pub(crate) fn serve_held(directory: &Path) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let (router, _handle) = router(directory).await?;
+        let socket = std::net::TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+        socket.set_nonblocking(true)?;
+        let listeners = Listeners { http: vec![tokio::net::TcpListener::from_std(socket)?], https: Vec::new() };
+        let shutdown = CancellationToken::new();
+        let mut told = signal(SignalKind::terminate())?;
+        tokio::join!(router.run(listeners, shutdown.clone()), async {
+            told.recv().await;
+            shutdown.cancel();
+        });
+        Ok(())
+    })
+}
+
 /// Is the router until the process is ended.
 pub(crate) fn serve(address: SocketAddr, directory: &Path) -> anyhow::Result<()> {
-    // The daemon's own runtime; it has one thread here, as every proxy has.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(async {
-        let store = Store::open(&file(directory, "kennel.db")).await?;
-        let config = RouterConfig {
-            store_dir: file(directory, "store"),
-            workers: NonZeroUsize::MIN,
-            limits: Limits { connections: 16_384, connections_of_one: 16_384, ..Limits::default() },
-            // Connections that idle are to be measured, not closed.
-            timeouts: Timeouts { request_header: Duration::from_secs(600), ..Timeouts::default() },
-            ..RouterConfig::default()
-        };
-        let (router, handle) = Router::new(config, store);
-        handle.reload().await.context("cannot build the table")?;
+    runtime()?.block_on(async {
+        let (router, handle) = router(directory).await?;
         let read = |name| std::fs::read(file(directory, name));
         let certificate = Certificate::read(&read("tls.crt")?, &read("tls.key")?)?;
         handle.show(Certificates::new([std::sync::Arc::new(certificate)], jiff::Timestamp::now()));

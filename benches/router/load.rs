@@ -79,10 +79,14 @@ impl Seen {
         self.stop.set(true);
     }
 
-    /// There was an answer, with a body of so many bytes.
-    pub(crate) fn answered(&self, body: usize, latency: Duration) {
+    /// So many bytes of a body came.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+
+    /// There was an answer.
+    pub(crate) fn answered(&self, latency: Duration) {
         self.answers.set(self.answers.get() + 1);
-        self.bytes.set(self.bytes.get() + body as u64);
         self.latencies.borrow_mut().push(latency.as_secs_f64() * 1000.0);
     }
 }
@@ -153,10 +157,10 @@ async fn visit(
                 }
             }
         };
-        match ask(&mut stream, text, requests.status, &mut buffer).await {
-            Ok(Some(answer)) => {
-                seen.answered(answer.body, begun.elapsed());
-                if manner != Manner::Renew && !answer.closes {
+        match ask(&mut stream, text, requests.status, &mut buffer, seen).await {
+            Ok(Some(Answer { closes })) => {
+                seen.answered(begun.elapsed());
+                if manner != Manner::Renew && !closes {
                     connection = Some(stream);
                 }
             }
@@ -175,12 +179,17 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 struct Answer {
-    body: usize,
     closes: bool,
 }
 
 /// One request and its answer; `None` when the connection was closed before the answer's first byte.
-async fn ask<S>(stream: &mut S, text: &str, status: u16, buffer: &mut [u8]) -> anyhow::Result<Option<Answer>>
+async fn ask<S>(
+    stream: &mut S,
+    text: &str,
+    status: u16,
+    buffer: &mut [u8],
+    seen: &Seen,
+) -> anyhow::Result<Option<Answer>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -200,22 +209,24 @@ where
         }
     };
     let text = std::str::from_utf8(&buffer[..head])?.to_ascii_lowercase();
-    let seen: u16 = text.get(9..12).context("no status")?.parse()?;
-    anyhow::ensure!(seen == status, "an answer of {seen} instead of {status}: {text}");
+    let given: u16 = text.get(9..12).context("no status")?.parse()?;
+    anyhow::ensure!(given == status, "an answer of {given} instead of {status}: {text}");
     let closes = text.contains("\r\nconnection: close\r\n");
     let length = text.lines().find_map(|line| line.strip_prefix("content-length:"));
     let Some(length) = length else {
         anyhow::ensure!(matches!(status, 204 | 304), "an answer without length: {text}");
-        return Ok(Some(Answer { body: 0, closes }));
+        return Ok(Some(Answer { closes }));
     };
     let body: usize = if matches!(status, 204 | 304) { 0 } else { length.trim().parse()? };
     let mut left = body - (filled - head);
+    seen.received(filled - head);
     while left > 0 {
         let read = stream.read(buffer).await?;
         anyhow::ensure!(read > 0, "the answer broke off {left} bytes before its end");
         left -= read;
+        seen.received(read);
     }
-    Ok(Some(Answer { body, closes }))
+    Ok(Some(Answer { closes }))
 }
 
 /// Opens `count` connections, each of which has had one answer.
@@ -225,7 +236,9 @@ pub(crate) async fn open(requests: &Requests, count: usize) -> anyhow::Result<Ve
     for number in 0..count {
         let mut stream = TcpStream::connect(requests.address).await?;
         let text = &requests.texts[number % requests.texts.len()];
-        ask(&mut stream, text, requests.status, &mut buffer).await?.context("closed without an answer")?;
+        ask(&mut stream, text, requests.status, &mut buffer, &Seen::default())
+            .await?
+            .context("closed without an answer")?;
         streams.push(stream);
     }
     Ok(streams)

@@ -13,6 +13,7 @@ mod load;
 mod process;
 mod proxies;
 mod report;
+mod restarts;
 mod secure;
 mod upstream;
 
@@ -32,11 +33,11 @@ const HOSTS: usize = 1000;
 /// kennel's front door beside other proxies.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Rounds; each case is measured once for each proxy in each.
-    #[arg(long, default_value_t = 5)]
+    /// Rounds; each case is measured once for each proxy in each. Many short ones bear a machine that changes its speed.
+    #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
     /// Only the proxies whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
@@ -47,9 +48,15 @@ struct Options {
     /// How many versions are switched under load, for the case "switches".
     #[arg(long, default_value_t = 1000)]
     switches: usize,
+    /// How many restarts there are under load, for the case "restarts".
+    #[arg(long, default_value_t = 20)]
+    restarts: usize,
     /// Internal: be kennel's router on this address, with the database and store in the directory given.
     #[arg(long, hide = true, num_args = 2, value_names = ["ADDRESS", "DIRECTORY"])]
     serve: Option<Vec<String>>,
+    /// Internal: be kennel's router on the socket that is the standard input, with the database in the directory given.
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    held: Option<PathBuf>,
     /// cargo says this to benchmarks.
     #[arg(long, hide = true)]
     bench: bool,
@@ -60,6 +67,9 @@ fn main() -> anyhow::Result<()> {
     process::raise_descriptor_limit()?;
     if let Some([address, directory]) = options.serve.as_deref() {
         return kennel::serve(address.parse()?, directory.as_ref());
+    }
+    if let Some(directory) = &options.held {
+        return kennel::serve_held(directory);
     }
     // Load and upstream on the first core, the proxies on the second.
     process::pin_self(0)?;
@@ -110,6 +120,9 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
     }
     if wanted(&options.cases, "switches") && wanted(&options.proxies, "kennel") {
         deploys::measure(directory.path(), &upstream, &site, options.switches).await?;
+    }
+    if wanted(&options.cases, "restarts") && wanted(&options.proxies, "kennel") {
+        restarts::measure(directory.path(), options.restarts).await?;
     }
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! What the kernel knows of a process: CPU time and memory; and which core it may run on.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 /// Lets this process, and those it starts, have as many descriptors as the system allows.
@@ -19,14 +22,10 @@ pub(crate) fn pin_self(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).context("cannot keep to one core: are there two?")
 }
 
-/// The CPU time of a process so far, with all threads it has had, in seconds.
+/// The CPU time of a process so far, with all threads it has had, in seconds (`clock_getcpuclockid(3)`).
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the proxy is gone")?;
-    // The program's name may contain spaces; what follows its parenthesis begins with the third field.
-    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
-    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-    // The kernel shows hundredths of a second, whatever it counts in.
-    Ok(ticks / 100.0)
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?)).context("the proxy is gone")?;
+    Ok(Duration::from(clock_gettime(clock)?).as_secs_f64())
 }
 
 /// The memory of a process that is its own and in use, in KiB.

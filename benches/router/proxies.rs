@@ -182,9 +182,9 @@ fn nginx(setting: &Setting<'_>) -> String {
     let Setting { port, directory, .. } = setting;
     let directory = directory.display();
     let mut text = format!(
-        "daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 20000; user root;\n\
+        "daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 40000; user root;\n\
          pid {directory}/nginx.pid; error_log {directory}/nginx-error.log;\n\
-         events {{ worker_connections 19000; multi_accept on; }}\nhttp {{\n\
+         events {{ worker_connections 30000; multi_accept on; }}\nhttp {{\n\
          access_log off; sendfile on; tcp_nopush on; server_names_hash_max_size 8192; server_names_hash_bucket_size 128;\n\
          keepalive_timeout 600s; keepalive_requests 100000000; client_header_timeout 10s; client_body_timeout 60s;\n\
          proxy_connect_timeout 2s; proxy_read_timeout 60s; proxy_send_timeout 60s; proxy_max_temp_file_size 0;\n\
@@ -218,9 +218,9 @@ fn nginx(setting: &Setting<'_>) -> String {
 fn haproxy(setting: &Setting<'_>) -> String {
     let mut map = String::new();
     let mut text = format!(
-        "global\n  nbthread 1\n  maxconn 7800\n  tune.maxpollevents 200\n\
+        "global\n  no strict-limits\n  nbthread 1\n  maxconn 12000\n  tune.maxpollevents 200\n\
          defaults\n  mode http\n  timeout connect 2s\n  timeout client 60s\n  timeout server 60s\n\
-         \x20 timeout http-keep-alive 600s\n  timeout http-request 10s\n  timeout tunnel 1h\n  maxconn 7800\n\
+         \x20 timeout http-keep-alive 600s\n  timeout http-request 10s\n  timeout tunnel 1h\n  maxconn 12000\n\
          \x20 option forwardfor\n  option splice-auto\n  http-reuse safe\n  retries 1\n\
          frontend front\n  bind 127.0.0.1:{port} backlog 4096\n\
          \x20 bind 127.0.0.1:{} ssl crt {}/tls.pem alpn h2,http/1.1 ssl-min-ver TLSv1.3\n\

@@ -90,13 +90,12 @@ impl Tls {
             let response = response.await?;
             anyhow::ensure!(response.status() == requests.status, "an answer of {}", response.status());
             let mut body = response.into_body();
-            let mut length = 0;
             while let Some(data) = body.data().await {
                 let data = data?;
-                length += data.len();
+                seen.received(data.len());
                 body.flow_control().release_capacity(data.len())?;
             }
-            seen.answered(length, begun.elapsed());
+            seen.answered(begun.elapsed());
         }
         Ok(())
     }
