@@ -55,7 +55,6 @@ async fn pass_gigabyte(kennel: &Proxy) -> anyhow::Result<f64> {
     let before = memory_kib(kennel.pid())?;
     load::run(&requests(kennel, "/big"), 1, Manner::Keep, async |seen| {
         while seen.bytes() < GIGABYTE {
-            anyhow::ensure!(!seen.is_over(), "the visitor gave up");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())

@@ -2,10 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::future::try_join_all;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
@@ -91,7 +93,7 @@ impl Seen {
     }
 }
 
-/// Runs `visitors` until `measure`, which looks at what they have seen, is done and has told them to stop.
+/// Runs `visitors` until `measure`, which looks at what they have seen, is done. A visitor who is failed ends it.
 pub(crate) async fn run<T>(
     requests: &Requests,
     visitors: usize,
@@ -104,17 +106,24 @@ pub(crate) async fn run<T>(
     let tasks: Vec<_> = (0..visitors)
         .map(|number| {
             let (requests, seen, turn) = (requests.clone(), Rc::clone(&seen), Rc::clone(&turn));
-            local.spawn_local(async move { visit(&requests, manner, number, visitors, &turn, &seen).await })
+            let visiting = async move { visit(&requests, manner, number, visitors, &turn, &seen).await };
+            let visiting = local.spawn_local(visiting);
+            async move { visiting.await.context("a visitor panicked")? }
         })
         .collect();
     local
         .run_until(async {
-            let measured = measure(&seen).await;
+            let mut visiting = pin!(try_join_all(tasks));
+            let measured = tokio::select! {
+                measured = measure(&seen) => measured?,
+                ended = &mut visiting => {
+                    ended?;
+                    anyhow::bail!("there are no visitors");
+                }
+            };
             seen.stop();
-            for task in tasks {
-                task.await.context("a visitor panicked")??;
-            }
-            measured
+            visiting.await?;
+            Ok(measured)
         })
         .await
 }

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
+use crate::deploys::DEPLOYED;
 use crate::kennel::host;
 use crate::load::{self, Manner, Requests};
 
@@ -24,20 +25,20 @@ const BETWEEN: u64 = 500;
 pub(crate) async fn measure(directory: &Path, restarts: usize) -> anyhow::Result<()> {
     let socket = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let address = socket.local_addr()?;
-    let text = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", host(7));
+    let text = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", host(DEPLOYED + 1));
     let requests = Requests { address, texts: Rc::from([text]), status: 200, tls: None };
     let mut kennel = start(&socket, directory)?;
     let (answers, slowest) = load::run(&requests, LOAD.0, Manner::Keep, async |seen| {
         for _ in 0..restarts {
             let enough = seen.answers() + BETWEEN;
-            reach(|| seen.answers() >= enough || seen.is_over()).await;
+            reach(|| seen.answers() >= enough).await;
             let pid = kennel.id().context("it has ended by itself")?;
             kill(Pid::from_raw(pid.try_into()?), Signal::SIGTERM)?;
             let status = kennel.wait().await?;
             anyhow::ensure!(status.success(), "it ended with {status}");
             kennel = start(&socket, directory)?;
         }
-        reach(|| seen.answers() >= LOAD.0 as u64 * LOAD.1 || seen.is_over()).await;
+        reach(|| seen.answers() >= LOAD.0 as u64 * LOAD.1).await;
         anyhow::ensure!(seen.closed() == 0, "{} requests were left unanswered", seen.closed());
         Ok((seen.answers(), seen.take_latencies().into_iter().fold(0.0, f64::max)))
     })

@@ -48,23 +48,25 @@ pub(super) enum Upgrade {
     Stream(oneshot::Receiver<Tunnel>),
 }
 
-/// What has been made of a request's head.
-enum Begun {
-    /// It has its answer: a refusal, a site's, or one for which nobody need be asked.
+/// Who is to answer.
+#[expect(clippy::large_enum_variant, reason = "an answer in a box of its own would cost more than it saves")]
+enum Found {
+    /// Nobody any more: it is a refusal, a site's answer, or one for which nobody need be asked.
     Answered(Result<Response<Body>, Problem>),
-    /// Somebody has to be asked.
-    Asking(Asking),
+    /// kennel itself.
+    Control,
+    /// A site.
+    Site(Arc<Site>),
+    /// A service that speaks this, unless it is draining.
+    Service(Protocol, Option<Claim>),
 }
 
-/// Who is to answer, and what he needs for it.
+/// Who is asked, and what he needs for it.
 enum Asking {
-    /// kennel itself.
     Control(Box<(Parts, VisitorBody)>),
-    /// A site.
     Site(Arc<Site>, Box<Parts>),
-    /// A service, for which all that is needed has been written out.
-    Service(Option<Claim>, Box<Exchange>, Option<Upgrade>),
-    /// A service that speaks HTTP/2.
+    /// All that is needed has been written out.
+    Http1(Option<Claim>, Box<Exchange>, Option<Upgrade>),
     H2c(Option<Claim>, Box<h2c::Asked>),
 }
 
@@ -97,70 +99,76 @@ pub(super) fn answer_admitted(
     shared: &Arc<Shared>,
     visitor: &Arc<Visitor>,
     host: Result<String, Problem>,
-    parts: Parts,
+    mut parts: Parts,
     body: VisitorBody,
     upgrade: Option<Upgrade>,
 ) -> impl Future<Output = Response<Body>> + use<> {
     let (turn, begun) = (Turn::begin(visitor), Instant::now());
-    let json = pages::prefers_json(&parts.headers);
     let named = visitor.is_proxy().then(|| Box::new(visitor.origin.named(&parts.headers, &shared.trusted)));
     let origin = named.as_deref().unwrap_or(&visitor.origin);
     let line = Line::of(shared.access_log, &parts, host.as_deref().unwrap_or("-"), origin.address());
-    let (what, series) = match &host {
-        Ok(host) => begin(shared, visitor, origin, host, parts, body, upgrade),
-        Err(problem) => (Begun::Answered(Err(problem.clone())), None),
+    let course = |host, json, series| Course { turn, begun, host, json, series, line };
+    let host = match host {
+        Ok(host) => host,
+        Err(problem) => {
+            let course = course(None, pages::prefers_json(&parts.headers), Arc::clone(&shared.own));
+            return Either::Left(ready(course.end(shared, Err(problem))));
+        }
     };
+    let (found, series) = find(shared, visitor, origin, &host, &parts);
     let series = series.unwrap_or_else(|| Arc::clone(&shared.own));
-    let course = Course { turn, begun, host: host.ok(), json, series, line };
-    let asking = match what {
-        Begun::Answered(answered) => return Either::Left(ready(course.end(shared, answered))),
-        Begun::Asking(asking) => asking,
+    // Only kennel's own pages go by it.
+    let json = !matches!(found, Found::Answered(Ok(_))) && pages::prefers_json(&parts.headers);
+    let asking = match found {
+        Found::Answered(answered) => {
+            return Either::Left(ready(course(Some(host), json, series).end(shared, answered)));
+        }
+        Found::Control => Asking::Control(Box::new((parts, body))),
+        Found::Site(site) => Asking::Site(site, Box::new(parts)),
+        Found::Service(Protocol::H2c, claim) => {
+            let asked = h2c::Asked::new(parts, &host, origin, body, &shared.timeouts);
+            Asking::H2c(claim, Box::new(asked))
+        }
+        Found::Service(Protocol::Http1, claim) => {
+            let exchange = Box::new(Exchange::new(&parts, &host, origin, body));
+            let connection = || parts.extensions.remove().map(Upgrade::Connection);
+            let upgrade = exchange.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
+            Asking::Http1(claim, exchange, upgrade)
+        }
     };
-    let shared = Arc::clone(shared);
+    let (shared, course) = (Arc::clone(shared), course(Some(host), json, series));
     Either::Right(async move {
         let answered = ask(&shared, &course, named, asking).await;
         course.end(&shared, answered)
     })
 }
 
-/// Finds out who is to answer, and where that is counted.
-fn begin(
+/// Finds out who is to answer, and where that is counted unless kennel does.
+fn find(
     shared: &Shared,
     visitor: &Visitor,
     origin: &Origin,
     host: &str,
-    mut parts: Parts,
-    body: VisitorBody,
-    upgrade: Option<Upgrade>,
-) -> (Begun, Option<Arc<Series>>) {
-    if let Some(answered) = https::begin(shared, visitor, origin, host, &parts) {
-        return (Begun::Answered(answered), None);
+    request: &Parts,
+) -> (Found, Option<Arc<Series>>) {
+    if let Some(answered) = https::begin(shared, visitor, origin, host, request) {
+        return (Found::Answered(answered), None);
     }
     if shared.control.as_ref().is_some_and(|(control_host, _)| control_host.as_str() == host) {
-        return (Begun::Asking(Asking::Control(Box::new((parts, body)))), None);
+        return (Found::Control, None);
     }
     let table = shared.table.load();
-    let Some((entry, seen)) = table.find(host) else { return (Begun::Answered(Err(Problem::UnknownHost)), None) };
+    let Some((entry, seen)) = table.find(host) else { return (Found::Answered(Err(Problem::UnknownHost)), None) };
     seen.note();
-    let begun = match entry {
-        Entry::Site(site) => match site.answer_at_once(&parts) {
-            Some(answered) => Begun::Answered(answered),
-            None => Begun::Asking(Asking::Site(Arc::clone(site), Box::new(parts))),
+    let found = match entry {
+        Entry::Site(site) => match site.answer_at_once(request) {
+            Some(answered) => Found::Answered(answered),
+            None => Found::Site(Arc::clone(site)),
         },
-        Entry::Unhealthy => Begun::Answered(Err(Problem::Unhealthy)),
-        Entry::Service(upstream) if upstream.protocol() == Protocol::H2c => {
-            let asked = h2c::Asked::new(parts, host, origin, body, &shared.timeouts);
-            Begun::Asking(Asking::H2c(upstream.claim(), Box::new(asked)))
-        }
-        Entry::Service(upstream) => {
-            let claim = upstream.claim();
-            let exchange = Box::new(Exchange::new(&parts, host, origin, body));
-            let connection = || parts.extensions.remove().map(Upgrade::Connection);
-            let upgrade = exchange.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
-            Begun::Asking(Asking::Service(claim, exchange, upgrade))
-        }
+        Entry::Unhealthy => Found::Answered(Err(Problem::Unhealthy)),
+        Entry::Service(upstream) => Found::Service(upstream.protocol(), upstream.claim()),
     };
-    (begun, Some(seen.series()))
+    (found, Some(seen.series()))
 }
 
 /// Has somebody answer. `named` is whom a trusted proxy names as the visitor.
@@ -187,7 +195,7 @@ async fn ask(
             let asking = Box::pin(ask_by_http2(shared, visitor, host, claim, *asked));
             asking.await
         }
-        Asking::Service(claim, exchange, upgrade) => {
+        Asking::Http1(claim, exchange, upgrade) => {
             let asking = Box::pin(ask_service(shared, visitor, host, claim, exchange, upgrade));
             asking.await
         }
