@@ -69,6 +69,7 @@ async fn a_visitor_who_asks_first_is_told_to_go_on() {
     raw.send("body").await;
     let answer = raw.answer().await;
     assert!(answer.status == 200 && answer.text().ends_with("\r\n\r\nbody"), "{answer:?}");
+    assert!(!answer.text().contains("expect"), "it has been answered: {answer:?}");
 }
 
 #[tokio::test]
@@ -98,6 +99,26 @@ async fn trailers_pass_both_ways() {
         ))
         .await;
     assert!(answer.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn trailers_that_nobody_announced_or_that_come_too_late_are_dropped() {
+    let service = Service::raw(|mut stream, _| async move {
+        let mut seen = head_of(&mut stream).await;
+        while !seen.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n") {
+            seen.push(stream.read_u8().await.unwrap().into());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!(
+        "POST / HTTP/1.1\r\nHost: {HOST}\r\nTrailer: x-sum, authorization\r\nTransfer-Encoding: chunked\r\n\r\n\
+         1\r\na\r\n0\r\nAuthorization: a\r\nX-Other: 8\r\nX-Sum: 7\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(raw.answer().await.text(), "ok");
 }
 
 #[tokio::test]
@@ -311,4 +332,13 @@ async fn another_protocol_can_be_switched_to() {
     raw.send("over to you").await;
     raw.0.shutdown().await.unwrap();
     assert_eq!(raw.rest().await, "hi over to you");
+}
+
+#[tokio::test]
+async fn a_switch_to_a_protocol_that_was_not_asked_for_gets_502() {
+    let (_service, front) =
+        scripted("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: rot\r\n\r\n").await;
+    let mut raw = front.connect().await;
+    raw.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")).await;
+    assert_eq!(raw.answer().await.status, 502);
 }

@@ -100,15 +100,52 @@ async fn a_service_that_takes_nothing_of_an_upload_gets_504() {
 }
 
 #[tokio::test]
+async fn a_service_that_takes_nothing_of_an_upload_holds_the_visitor_back() {
+    const MUCH: usize = 64 << 20;
+    let service = Service::raw(|stream, _| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {MUCH}\r\n\r\n")).await;
+    let (part, mut sent) = ([0; 65536], 0);
+    while sent < MUCH
+        && let Ok(written) = tokio::time::timeout(SHORT * 5, raw.0.write(&part)).await
+    {
+        sent += written.unwrap();
+    }
+    assert!(sent < MUCH / 2, "{sent} bytes are kept for a service that takes none");
+}
+
+#[tokio::test]
+async fn a_service_that_takes_no_connection_gets_504() {
+    let port = listen().await.1;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], port.get()))).unwrap();
+    let _listener = socket.listen(1).unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SHORT, TcpStream::connect(("127.0.0.1", port.get()))).await {
+        queued.push(stream.unwrap());
+    }
+    let front =
+        Front::with(timeouts(Timeouts { connect: SHORT, ..Timeouts::default() }), vec![route_to(1, port)]).await;
+    assert_eq!(front.get("/", "").await.status, 504);
+}
+
+#[tokio::test]
 async fn a_service_silent_within_an_answer_is_given_up_sooner_when_the_length_is_known() {
     let service = Service::raw(|mut stream, _| async move {
-        let head = head_of(&mut stream).await;
-        let (length, body) = if head.starts_with("GET /known ") {
-            ("Content-Length: 9", "abc")
-        } else {
-            ("Transfer-Encoding: chunked", "3\r\nabc\r\n")
-        };
+        let known = head_of(&mut stream).await.starts_with("GET /known ");
+        let (length, body) =
+            if known { ("Content-Length: 9", "abc") } else { ("Transfer-Encoding: chunked", "3\r\nabc\r\n") };
         stream.write_all(format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\n{body}").as_bytes()).await.unwrap();
+        if known {
+            // What is waited for never comes.
+            std::future::pending::<()>().await;
+        }
         tokio::time::sleep(SHORT * 3).await;
         stream.write_all(b"0\r\n\r\n").await.unwrap();
     })
@@ -178,6 +215,21 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn how_large_a_head_may_be_is_the_operators_to_say() {
+    let limits = Limits { headers: 10, head_bytes: 2000, ..Limits::default() };
+    let front = Front::with(RouterConfig { limits, ..RouterConfig::default() }, Vec::new()).await;
+    let many: String = (0..10).map(|i| format!("X-{i}: a\r\n")).collect();
+    let long = format!("X-Long: {}\r\n", "a".repeat(2000));
+    for (headers, status) in [(many.as_str(), 431), (&long, 431), (&many[..many.len() / 2], 404)] {
+        assert_eq!(
+            Answer::parse(front.raw(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n")).await.as_bytes())
+                .status,
+            status
+        );
+    }
+}
+
+#[tokio::test]
 async fn connections_over_the_limit_wait_for_a_place() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let front = Front::with(RouterConfig { limits, ..RouterConfig::default() }, Vec::new()).await;
@@ -201,6 +253,8 @@ async fn connections_of_one_address_over_its_limit_are_turned_away() {
     first.send(&request).await;
     assert_eq!(first.answer().await.status, 404);
     let mut second = front.connect().await;
+    // That may come too late to be sent at all.
+    let _ = second.0.write_all(request.as_bytes()).await;
     let mut byte = [0];
     let turned_away = tokio::io::AsyncReadExt::read(&mut second.0, &mut byte).await;
     assert!(matches!(turned_away, Ok(0) | Err(_)), "{turned_away:?}");

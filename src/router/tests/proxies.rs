@@ -124,7 +124,7 @@ async fn visitors_whom_a_proxy_announces_have_their_limits() {
     first.send([announcing(7), request.clone().into_bytes()].concat()).await;
     assert_eq!(first.answer().await.status, 200);
     let mut second = front.connect().await;
-    second.send(announcing(7)).await;
+    second.send([announcing(7), request.clone().into_bytes()].concat()).await;
     assert_eq!(second.rest().await, "", "as many as one visitor may have");
     let mut other = front.connect().await;
     other.send([announcing(8), request.into_bytes()].concat()).await;

@@ -6,7 +6,7 @@ use http::StatusCode;
 use rstest::rstest;
 
 use super::*;
-use crate::router::FromOutside;
+use crate::router::{FromOutside, Timeouts};
 
 #[rstest]
 #[case::no_host("GET / HTTP/1.1\r\n\r\n")]
@@ -42,7 +42,9 @@ use crate::router::FromOutside;
 #[tokio::test]
 async fn what_can_be_read_in_two_ways_gets_400_and_the_connection_is_closed(#[case] request: &str) {
     let service = Service::echo().await;
-    let front = Front::start(service.route(1)).await;
+    // Not for having been idle.
+    let timeouts = Timeouts { request_header: PATIENCE * 2, ..Timeouts::default() };
+    let front = Front::with(RouterConfig { timeouts, ..RouterConfig::default() }, service.route(1)).await;
     let answer = front.raw(request).await;
     assert!(answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.0 400 "), "{answer}");
 }
@@ -64,6 +66,14 @@ async fn a_coding_beside_chunked_is_not_passed_on_unsaid() {
     let front = Front::start(service.route(1)).await;
     let answer = front.ask("POST", "/", "Transfer-Encoding: gzip, chunked\r\n").await;
     assert_eq!(answer.status, 501);
+}
+
+#[tokio::test]
+async fn an_expectation_that_nobody_meets_is_refused() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let answer = front.ask("POST", "/", "Expect: a-miracle\r\nContent-Length: 0\r\n").await;
+    assert_eq!(answer.status, 417);
 }
 
 #[rstest]
@@ -144,6 +154,47 @@ async fn what_belongs_to_one_connection_is_not_passed_on() {
         assert!(!seen.contains(name), "{name} in {seen}");
     }
     assert!(seen.contains("\r\nte: trailers\r\n"), "{seen}");
+}
+
+#[rstest]
+#[case::h2c("Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n")]
+#[case::h2c_among_others("Connection: upgrade\r\nUpgrade: websocket, h2c\r\n\r\n")]
+#[case::not_named_by_connection("Upgrade: websocket\r\n\r\n")]
+#[case::with_a_body("Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 4\r\n\r\nbody")]
+#[tokio::test]
+async fn an_upgrade_that_is_not_gone_along_with_is_not_passed_on(#[case] rest: &str) {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{rest}")).await;
+    let answer = raw.answer().await;
+    let seen = answer.text().to_lowercase();
+    assert!(answer.status == 200 && !seen.contains("upgrade") && !seen.contains("http2-settings"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_length_that_is_said_twice_is_said_to_the_service_once() {
+    let service = Service::echo().await;
+    let front = Front::start(service.route(1)).await;
+    let mut raw = front.connect().await;
+    raw.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nbody")).await;
+    let seen = raw.answer().await.text().to_lowercase();
+    assert!(seen.matches("content-length: 4\r\n").count() == 1 && seen.ends_with("\r\n\r\nbody"), "{seen}");
+}
+
+#[rstest]
+#[case::two_lengths("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab")]
+#[case::a_list_of_lengths("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab")]
+#[case::a_length_with_a_sign("HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nab")]
+#[case::another_coding("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")]
+#[case::chunked_twice("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")]
+#[case::chunks_in_1_0("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")]
+#[case::space_before_colon("HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nab")]
+#[tokio::test]
+async fn an_answer_that_can_be_read_in_two_ways_gets_502(#[case] script: &'static str) {
+    let service = Service::raw(move |mut stream, _| async move { reply(&mut stream, script).await }).await;
+    let front = Front::start(service.route(1)).await;
+    assert_eq!(front.get("/", "").await.status, 502);
 }
 
 /// hyper takes the chunks, drops the length and closes the connection after its answer: nothing that follows in
