@@ -229,11 +229,11 @@ mod tests {
 
     #[test]
     fn what_is_sent_pays_for_windows_and_requests_pay_for_themselves() {
-        let (mut credit, mut spent) = (Credit::new(), Credit::new());
+        let (mut sent, mut asking, mut spent) = (Credit::new(), Credit::new(), Credit::new());
         for _ in 0..20_000 {
-            credit.written += 2 * BYTES;
-            assert!(credit.note(8, 0, 4) && credit.note(8, 0, 4));
-            assert!(credit.note(1, 5, 30) && credit.note(8, 0, 4) && credit.note(8, 0, 4));
+            sent.written += 2 * BYTES;
+            assert!(sent.note(8, 0, 4) && sent.note(8, 0, 4));
+            assert!(asking.note(1, 5, 30) && asking.note(8, 0, 4) && asking.note(8, 0, 4));
         }
         let pings = (0..20_000).take_while(|_| spent.note(6, 0, 8)).count();
         assert!((2_000..4_000).contains(&pings), "{pings}");

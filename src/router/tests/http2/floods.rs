@@ -69,6 +69,42 @@ async fn a_flood_of_overhead_ends_its_connection(#[case] one: Vec<u8>) {
 }
 
 #[tokio::test]
+async fn data_that_holds_nothing_and_ends_nothing_ends_its_connection() {
+    let service = Service::http(|request| async move {
+        let _ = http_body_util::BodyExt::collect(request.into_body()).await;
+        text("hello")
+    })
+    .await;
+    let front = Front::start(service.route(1)).await;
+    let mut attacker = Frames::connect(&front, &[]).await;
+    // Its answer comes after its end.
+    attacker.send(HEADERS, END_HEADERS, 1, &head("POST", "/", &[])).await;
+    let (nothing, mut sent) = (frame(DATA, 0, 1, &[]).repeat(100), 0);
+    while sent < FLOOD && patiently(attacker.0.write_all(&nothing)).await.is_ok() {
+        sent += 100;
+        tokio::task::yield_now().await;
+    }
+    assert!(sent < FLOOD, "{sent} frames were taken");
+    is_served(&front).await;
+}
+
+#[tokio::test]
+async fn malformed_requests_one_after_the_other_end_their_connection() {
+    let (_service, front) = front(Limits::default()).await;
+    let mut attacker = Frames::connect(&front, &[]).await;
+    let malformed = head("GET", "/", &[("connection", "close")]);
+    let mut refused = 0;
+    while refused < 300
+        && attacker.send(HEADERS, END_HEADERS | END_STREAM, 2 * refused + 1, &malformed).await
+        && attacker.until(RST_STREAM, 2 * refused + 1).await.is_some()
+    {
+        refused += 1;
+    }
+    assert!((50..300).contains(&refused), "{refused} were taken");
+    is_served(&front).await;
+}
+
+#[tokio::test]
 async fn requests_that_are_taken_back_at_once_end_their_connection_before_a_service_is_asked() {
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&asked);

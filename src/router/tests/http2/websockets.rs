@@ -135,7 +135,7 @@ async fn what_is_no_websocket_does_not_pass_for_one(#[case] answer: &'static str
 
 #[tokio::test]
 async fn other_protocols_are_not_spoken() {
-    let service = Service::echo().await;
+    let service = websockets_and_plain().await;
     let front = Front::start(service.route(1)).await;
     assert_eq!(Visitor::connect(&front).await.ask_for("connect-udp").await.status(), 501);
 }
