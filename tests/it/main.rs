@@ -15,6 +15,7 @@ mod monitor;
 mod properties;
 mod reconcile;
 mod rehearsal;
+mod removals;
 mod resume;
 mod secrets;
 mod turns;
