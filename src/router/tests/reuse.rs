@@ -16,6 +16,22 @@ async fn front_of(service: &Service) -> Front {
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// Answers everything with `answer`, and counts its connections.
+async fn counting(answer: &'static str) -> (Service, Arc<AtomicUsize>) {
+    let connections: Arc<AtomicUsize> = Arc::default();
+    let seen = Arc::clone(&connections);
+    let service = Service::raw(move |mut stream, _| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        async move {
+            loop {
+                reply(&mut stream, answer).await;
+            }
+        }
+    })
+    .await;
+    (service, connections)
+}
+
 /// Answers once on each connection, then closes it without a word.
 async fn unannounced() -> (Service, Arc<AtomicUsize>) {
     let requests: Arc<AtomicUsize> = Arc::default();
@@ -147,17 +163,7 @@ async fn a_post_meets_no_connection_that_the_service_has_closed() {
 /// Many services close what has idled for 5 s, and a request must not meet that.
 #[tokio::test]
 async fn a_connection_that_has_idled_for_long_is_not_used() {
-    let connections: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&connections);
-    let service = Service::raw(move |mut stream, _| {
-        seen.fetch_add(1, Ordering::SeqCst);
-        async move {
-            loop {
-                reply(&mut stream, OK).await;
-            }
-        }
-    })
-    .await;
+    let (service, connections) = counting(OK).await;
     let front = front_of(&service).await;
     assert_eq!(front.get("/", "").await.status, 200);
     assert_eq!(connections.load(Ordering::SeqCst), 1);
@@ -189,18 +195,8 @@ async fn an_answer_without_body_leaves_its_connection_usable() {
 
 #[tokio::test]
 async fn an_answer_with_two_lengths_is_the_last_on_its_connection() {
-    let connections: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&connections);
-    let service = Service::raw(move |mut stream, _| {
-        seen.fetch_add(1, Ordering::SeqCst);
-        async move {
-            loop {
-                let lengths = "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n";
-                reply(&mut stream, format!("HTTP/1.1 200 OK\r\n{lengths}\r\n3\r\nabc\r\n0\r\n\r\n")).await;
-            }
-        }
-    })
-    .await;
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let (service, connections) = counting(answer).await;
     let front = front_of(&service).await;
     for connection in [1, 2, 3] {
         assert_eq!(front.get("/", "").await.status, 200);
@@ -210,17 +206,7 @@ async fn an_answer_with_two_lengths_is_the_last_on_its_connection() {
 
 #[tokio::test]
 async fn connections_to_a_service_are_used_again() {
-    let connections: Arc<AtomicUsize> = Arc::default();
-    let seen = Arc::clone(&connections);
-    let service = Service::raw(move |mut stream, _| {
-        seen.fetch_add(1, Ordering::SeqCst);
-        async move {
-            loop {
-                reply(&mut stream, OK).await;
-            }
-        }
-    })
-    .await;
+    let (service, connections) = counting(OK).await;
     let front = front_of(&service).await;
     for _ in 0..50 {
         assert_eq!(front.get("/", "").await.status, 200);
