@@ -135,15 +135,19 @@ impl Case {
         self
     }
 
-    /// Whether it is measured for this proxy in this round.
-    pub(crate) fn runs(&self, kind: &Kind, round: usize) -> bool {
-        let once = self.figure == Figure::Idle;
-        let able = match self.what {
+    /// Whether it is measured for this proxy.
+    pub(crate) fn runs(&self, kind: &Kind) -> bool {
+        match self.what {
             What::Site(..) => kind.serves_files,
             What::Secure(_) => kind.serves_tls,
             What::One | What::Every | What::Big => true,
-        };
-        able && (!once || round == 0)
+        }
+    }
+
+    /// Whether it is measured once, and of a process that has done nothing else: one that has done much takes memory for
+    /// connections which it has already.
+    pub(crate) fn is_of_a_fresh_process(&self) -> bool {
+        self.figure == Figure::Idle
     }
 
     fn requests(&self, proxy: &Proxy, directory: &Path) -> anyhow::Result<Requests> {

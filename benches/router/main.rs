@@ -86,43 +86,62 @@ async fn compare(options: &Options) -> anyhow::Result<()> {
     let upstream = upstream::start().context("cannot start the upstream")?;
     secure::certificate(directory.path()).context("cannot make a certificate")?;
     let site = kennel::prepare(directory.path(), &upstream).await.context("cannot prepare the table")?;
-    let mut proxies: Vec<Proxy> = Vec::new();
-    for kind in proxies::KINDS.iter().filter(|kind| wanted(&options.proxies, kind.name)) {
-        match Proxy::start(kind, directory.path(), &upstream, &site).await {
-            Ok(Some(proxy)) => proxies.push(proxy),
-            Ok(None) => eprintln!("{} is not installed", kind.name),
-            Err(err) => return Err(err.context(format!("cannot start {}", kind.name))),
+    let start = async || {
+        let mut proxies: Vec<Proxy> = Vec::new();
+        for kind in proxies::KINDS.iter().filter(|kind| wanted(&options.proxies, kind.name)) {
+            match Proxy::start(kind, directory.path(), &upstream, &site).await {
+                Ok(Some(proxy)) => proxies.push(proxy),
+                Ok(None) => eprintln!("{} is not installed", kind.name),
+                Err(err) => return Err(err.context(format!("cannot start {}", kind.name))),
+            }
         }
-    }
+        Ok(proxies)
+    };
     let cases: Vec<&Case> = cases::CASES.iter().filter(|case| wanted(&options.cases, case.name)).collect();
     let mut report = Report::new(&cases);
     let duration = Duration::from_secs_f64(options.seconds);
+    let measure = async |report: &mut Report<'_>, case: &Case, proxy: &Proxy| {
+        if case.runs(proxy.kind) {
+            let figures = case.measure(proxy, directory.path(), duration).await;
+            let figures = figures.with_context(|| format!("`{}` through {} failed", case.name, proxy.kind.name))?;
+            report.add(case, proxy.kind.name, figures);
+        }
+        anyhow::Ok(())
+    };
+    let proxies = start().await?;
+    let names: Vec<&str> = proxies.iter().map(|proxy| proxy.kind.name).collect();
+    let (once, again): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.is_of_a_fresh_process());
     for round in 0..options.rounds {
-        for case in &cases {
+        for case in &again {
             for turn in 0..proxies.len() {
-                let proxy = &proxies[(turn + round) % proxies.len()];
-                if case.runs(proxy.kind, round) {
-                    let figures = case.measure(proxy, directory.path(), duration).await;
-                    let figures =
-                        figures.with_context(|| format!("`{}` through {} failed", case.name, proxy.kind.name))?;
-                    report.add(case, proxy.kind.name, figures);
-                }
+                measure(&mut report, case, &proxies[(turn + round) % proxies.len()]).await?;
             }
         }
         eprintln!("round {} of {}", round + 1, options.rounds);
     }
-    let names: Vec<&str> = proxies.iter().map(|proxy| proxy.kind.name).collect();
+    stop(proxies).await?;
+    for case in once {
+        let proxies = start().await?;
+        for proxy in &proxies {
+            measure(&mut report, case, proxy).await?;
+        }
+        stop(proxies).await?;
+    }
     if !cases.is_empty() {
         print!("{}", report.render(&names));
-    }
-    for proxy in proxies {
-        proxy.stop().await?;
     }
     if wanted(&options.cases, "switches") && wanted(&options.proxies, "kennel") {
         deploys::measure(directory.path(), &upstream, &site, options.switches).await?;
     }
     if wanted(&options.cases, "restarts") && wanted(&options.proxies, "kennel") {
         restarts::measure(directory.path(), options.restarts).await?;
+    }
+    Ok(())
+}
+
+async fn stop(proxies: Vec<Proxy>) -> anyhow::Result<()> {
+    for proxy in proxies {
+        proxy.stop().await?;
     }
     Ok(())
 }
