@@ -1,5 +1,7 @@
 //! How connections of HTTP/2 end, and what ends before them.
 
+use rstest::rstest;
+
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -156,8 +158,11 @@ async fn an_upload_that_stops_gets_408_and_the_connection_stays() {
     assert_eq!(visitor.get("/").await.status, 200);
 }
 
+#[rstest]
+#[case::while_he_sends_it("POST", false)]
+#[case::once_he_has_sent_all_of_it("GET", true)]
 #[tokio::test]
-async fn a_request_that_the_visitor_takes_back_leaves_the_service() {
+async fn a_request_that_the_visitor_takes_back_leaves_the_service(#[case] method: &str, #[case] whole: bool) {
     let (gone, mut left) = tokio::sync::mpsc::channel(1);
     let service = Service::raw(move |mut stream, _| {
         let gone = gone.clone();
@@ -171,7 +176,7 @@ async fn a_request_that_the_visitor_takes_back_leaves_the_service() {
     .await;
     let front = Front::start(service.route(1)).await;
     let mut visitor = Http2::connect(&front).await;
-    let (response, mut stream) = visitor.begin(request("POST", "/")).await;
+    let (response, mut stream) = visitor.send.send_request(request(method, "/"), whole).unwrap();
     patiently(left.recv()).await.unwrap();
     stream.send_reset(Reason::CANCEL);
     drop(response);
