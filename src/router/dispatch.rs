@@ -2,8 +2,9 @@
 
 use std::future::{poll_fn, ready};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use futures_util::future::Either;
@@ -61,13 +62,22 @@ enum Found {
     Service(Protocol, Option<Claim>),
 }
 
-/// Who is asked, and what he needs for it.
+/// Who is asked.
 enum Asking {
-    Control(Box<(Parts, VisitorBody)>),
-    Site(Arc<Site>, Box<Parts>),
-    /// All that is needed has been written out.
-    Http1(Option<Claim>, Box<Exchange>, Option<Upgrade>),
-    H2c(Option<Claim>, Box<h2c::Asked>),
+    /// A service that speaks HTTP/1.1; and what is joined with its connection should it switch protocols.
+    Service(Box<Exchange>, Option<Upgrade>),
+    /// Whoever else.
+    Other(Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>),
+    /// Nobody any more.
+    Over,
+}
+
+/// A request that somebody is asked to answer.
+struct Answering {
+    shared: Arc<Shared>,
+    /// `None` once it is over.
+    course: Option<Course>,
+    asking: Asking,
 }
 
 /// A request on its way to its answer.
@@ -119,28 +129,38 @@ pub(super) fn answer_admitted(
     let series = series.unwrap_or_else(|| Arc::clone(&shared.own));
     // Only kennel's own pages go by it.
     let json = !matches!(found, Found::Answered(Ok(_))) && pages::prefers_json(&parts.headers);
+    let owned = || (Arc::clone(shared), Arc::clone(visitor), host.clone());
     let asking = match found {
         Found::Answered(answered) => {
             return Either::Left(ready(course(Some(host), json, series).end(shared, answered)));
         }
-        Found::Control => Asking::Control(Box::new((parts, body))),
-        Found::Site(site) => Asking::Site(site, Box::new(parts)),
+        Found::Control => {
+            let (shared, visitor, host) = owned();
+            Asking::other(async move { ask_control(&shared, &visitor, named, &host, (parts, body)).await })
+        }
+        Found::Site(site) => Asking::other(async move { site.answer(&parts).await }),
         Found::Service(Protocol::H2c, claim) => {
             let asked = h2c::Asked::new(parts, &host, origin, body, &shared.timeouts);
-            Asking::H2c(claim, Box::new(asked))
+            let (shared, visitor, host) = owned();
+            Asking::other(async move { ask_by_http2(&shared, &visitor, &host, claim, asked).await })
         }
         Found::Service(Protocol::Http1, claim) => {
-            let exchange = Box::new(Exchange::new(&parts, &host, origin, body));
+            let asked = forward::Asked::new(&parts, &host, origin, body);
             let connection = || parts.extensions.remove().map(Upgrade::Connection);
-            let upgrade = exchange.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
-            Asking::Http1(claim, exchange, upgrade)
+            let upgrade = asked.wants_upgrade().then(|| upgrade.or_else(connection)).flatten();
+            match claim {
+                Some(claim) => {
+                    let exchange = Exchange::new(claim, asked, visitor.lane, &shared.timeouts);
+                    Asking::Service(Box::new(exchange), upgrade)
+                }
+                None => {
+                    let (shared, visitor, host) = owned();
+                    Asking::other(async move { ask_anew(&shared, &visitor, &host, asked, upgrade).await })
+                }
+            }
         }
     };
-    let (shared, course) = (Arc::clone(shared), course(Some(host), json, series));
-    Either::Right(async move {
-        let answered = ask(&shared, &course, named, asking).await;
-        course.end(&shared, answered)
-    })
+    Either::Right(Answering { shared: Arc::clone(shared), course: Some(course(Some(host), json, series)), asking })
 }
 
 /// Finds out who is to answer, and where that is counted unless kennel does.
@@ -171,34 +191,32 @@ fn find(
     (found, Some(seen.series()))
 }
 
-/// Has somebody answer. `named` is whom a trusted proxy names as the visitor.
-async fn ask(
-    shared: &Arc<Shared>,
-    course: &Course,
-    named: Option<Box<Origin>>,
-    asking: Asking,
-) -> Result<Response<Body>, Problem> {
-    let (visitor, host) = (course.turn.visitor(), course.host.as_deref());
-    // Each in a box: it would make room in every request for the largest. And each bound by `let`, not awaited as a
-    // temporary, which would take the room of the whole future here too.
-    match asking {
-        Asking::Control(request) => {
-            let origin = named.as_deref().unwrap_or(&visitor.origin);
-            let asking = Box::pin(ask_control(shared, visitor.peer, origin, host, *request));
-            asking.await
-        }
-        Asking::Site(site, parts) => {
-            let asking = Box::pin(async move { site.answer(&parts).await });
-            asking.await
-        }
-        Asking::H2c(claim, asked) => {
-            let asking = Box::pin(ask_by_http2(shared, visitor, host, claim, *asked));
-            asking.await
-        }
-        Asking::Http1(claim, exchange, upgrade) => {
-            let asking = Box::pin(ask_service(shared, visitor, host, claim, exchange, upgrade));
-            asking.await
-        }
+impl Asking {
+    fn other(asking: impl Future<Output = Result<Response<Body>, Problem>> + Send + 'static) -> Self {
+        Self::Other(Box::pin(asking))
+    }
+}
+
+impl Future for Answering {
+    type Output = Response<Body>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let Self { shared, course, asking } = self.get_mut();
+        let visitor = course.as_ref().expect("it is not over").turn.visitor();
+        let answered = match asking {
+            Asking::Service(exchange, _) => {
+                ready!(exchange.poll_head(cx, visitor, &shared.timeouts)).and_then(|head| {
+                    let Asking::Service(exchange, upgrade) = std::mem::replace(asking, Asking::Over) else {
+                        unreachable!("it is asked")
+                    };
+                    conclude(shared, visitor, exchange.answer(head, visitor, &shared.timeouts)?, upgrade)
+                })
+            }
+            Asking::Other(asking) => ready!(asking.as_mut().poll(cx)),
+            Asking::Over => unreachable!("it has answered"),
+        };
+        *asking = Asking::Over;
+        Poll::Ready(course.take().expect("it is not over").end(shared, answered))
     }
 }
 
@@ -223,20 +241,14 @@ impl Course {
     }
 }
 
-/// Has the service answer that `host` leads to now; `claim` is on the one it led to at first.
-async fn ask_service(
+/// What the visitor gets of what a service has answered; if both switch protocols, they are joined.
+fn conclude(
     shared: &Arc<Shared>,
     visitor: &Arc<Visitor>,
-    host: Option<&str>,
-    claim: Option<Claim>,
-    exchange: Box<Exchange>,
+    outcome: Outcome,
     upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Problem> {
-    let claim = match claim {
-        Some(claim) => claim,
-        None => claim_anew(shared, host, Protocol::Http1).await?,
-    };
-    match forward::forward(claim, exchange, visitor, &shared.timeouts).await? {
+    match outcome {
         Outcome::Answer(response) => Ok(response),
         Outcome::Switch(response, switch) => {
             let upgrade = upgrade.ok_or(Problem::Broken)?;
@@ -246,11 +258,25 @@ async fn ask_service(
     }
 }
 
+/// Has the service answer that `host` leads to now: the one it led to at first is draining.
+async fn ask_anew(
+    shared: &Arc<Shared>,
+    visitor: &Arc<Visitor>,
+    host: &str,
+    asked: forward::Asked,
+    upgrade: Option<Upgrade>,
+) -> Result<Response<Body>, Problem> {
+    let claim = claim_anew(shared, host, Protocol::Http1).await?;
+    let mut exchange = Exchange::new(claim, asked, visitor.lane, &shared.timeouts);
+    let head = poll_fn(|cx| exchange.poll_head(cx, visitor, &shared.timeouts)).await?;
+    conclude(shared, visitor, exchange.answer(head, visitor, &shared.timeouts)?, upgrade)
+}
+
 /// Has the service answer, by HTTP/2, that `host` leads to now; `claim` is on the one it led to at first.
 async fn ask_by_http2(
     shared: &Shared,
     visitor: &Visitor,
-    host: Option<&str>,
+    host: &str,
     claim: Option<Claim>,
     asked: h2c::Asked,
 ) -> Result<Response<Body>, Problem> {
@@ -262,11 +288,11 @@ async fn ask_by_http2(
 }
 
 /// Claims the service that `host` leads to now, since the one it led to is draining, if that speaks `protocol` too.
-async fn claim_anew(shared: &Shared, host: Option<&str>, protocol: Protocol) -> Result<Claim, Problem> {
+async fn claim_anew(shared: &Shared, host: &str, protocol: Protocol) -> Result<Claim, Problem> {
     for _ in 0..CLAIMS {
         // A newer table is on its way or there.
         tokio::task::yield_now().await;
-        let claim = match host.and_then(|host| shared.table.load().find(host).map(|(entry, _)| entry.clone())) {
+        let claim = match shared.table.load().find(host).map(|(entry, _)| entry.clone()) {
             None => return Err(Problem::UnknownHost),
             Some(Entry::Unhealthy) => return Err(Problem::Unhealthy),
             Some(Entry::Service(upstream)) if upstream.protocol() == protocol => upstream.claim(),
@@ -281,17 +307,18 @@ async fn claim_anew(shared: &Shared, host: Option<&str>, protocol: Protocol) -> 
 
 /// Has kennel itself answer, on the daemon's own threads: its work is not to hold up visitors of services.
 async fn ask_control(
-    shared: &Arc<Shared>,
-    peer: SocketAddr,
-    origin: &Origin,
-    host: Option<&str>,
+    shared: &Shared,
+    visitor: &Visitor,
+    named: Option<Box<Origin>>,
+    host: &str,
     (mut parts, body): (Parts, VisitorBody),
 ) -> Result<Response<Body>, Problem> {
-    let (Some((_, control)), Some(host)) = (&shared.control, host) else { return Err(Problem::UnknownHost) };
+    let Some((_, control)) = &shared.control else { return Err(Problem::UnknownHost) };
+    let origin = named.as_deref().unwrap_or(&visitor.origin);
     let running = shared.control_requests.token();
     headers::clean_request(&mut parts.headers, host, origin);
     // What the visitor says of himself in headers counts for nothing.
-    let peer = SocketAddr::new(origin.address(), peer.port());
+    let peer = SocketAddr::new(origin.address(), visitor.peer.port());
     parts.extensions.insert(FromOutside { peer });
     parts.extensions.insert(axum::extract::ConnectInfo(peer));
     let body = axum::body::Body::new(RequestBody::new(body, shared.timeouts.idle));

@@ -13,7 +13,8 @@ use super::wire::Wire;
 /// A request on its way, until the head of its answer has come.
 #[derive(Debug)]
 pub(in crate::router) struct Call {
-    wire: Wire,
+    /// `None` until there is one.
+    wire: Option<Wire>,
     method: Method,
     sending: Sending,
     waiting: Option<Waiting>,
@@ -34,9 +35,14 @@ pub(in crate::router) enum Failure {
 }
 
 impl Call {
-    /// Sends `sending`, a request with this method, over `wire`.
-    pub(in crate::router) fn new(wire: Wire, method: Method, sending: Sending) -> Self {
-        Self { wire, method, sending, waiting: Some(Waiting::Service), deaf: false, heard: false }
+    /// Sends `sending`, a request with this method, once there is a connection.
+    pub(in crate::router) fn new(method: Method, sending: Sending) -> Self {
+        Self { wire: None, method, sending, waiting: Some(Waiting::Service), deaf: false, heard: false }
+    }
+
+    /// Sends it over `wire`.
+    pub(in crate::router) fn go_by(&mut self, wire: Wire) {
+        self.wire = Some(wire);
     }
 
     /// Who is to go on with the request; nobody once all of it has been sent.
@@ -56,8 +62,9 @@ impl Call {
 
     /// Ready with the head of the final answer.
     pub(in crate::router) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerHead, Failure>> {
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Failure::Lost)) };
         if self.waiting.is_some() && !self.deaf {
-            match self.sending.poll(cx, &mut self.wire) {
+            match self.sending.poll(cx, wire) {
                 Ok(waiting) => self.waiting = waiting,
                 Err(SendError::Visitor) => return Poll::Ready(Err(Failure::Visitor)),
                 Err(SendError::Service) => {
@@ -67,8 +74,8 @@ impl Call {
             }
         }
         loop {
-            if !self.wire.buffer.is_empty() {
-                match AnswerHead::take(&mut self.wire.buffer, &self.method) {
+            if !wire.buffer.is_empty() {
+                match AnswerHead::take(&mut wire.buffer, &self.method) {
                     // Interim; 101 ends HTTP on this connection.
                     Ok(Some(head)) if head.status.is_informational() && head.status != 101 => continue,
                     Ok(Some(head)) => return Poll::Ready(Ok(head)),
@@ -76,29 +83,30 @@ impl Call {
                     Err(malformed) => return Poll::Ready(Err(Failure::Malformed(malformed))),
                 }
             }
-            match ready!(self.wire.poll_fill(cx, None)) {
+            match ready!(wire.poll_fill(cx, None)) {
                 Ok(1..) => self.heard = true,
                 Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Lost)),
             }
         }
     }
 
-    /// The request for another try, if the service cannot have acted upon it, or may act upon it twice.
-    pub(in crate::router) fn again(self, repeatable: Repeatable) -> Option<(Method, Sending)> {
+    /// Gets ready for another connection; false if the service may have acted upon the request, and may not do so twice.
+    pub(in crate::router) fn again(&mut self, repeatable: Repeatable) -> bool {
         if self.heard {
-            return None;
+            return false;
         }
-        Some((self.method, self.sending.again(repeatable)?))
+        (self.wire, self.waiting, self.deaf) = (None, Some(Waiting::Service), false);
+        self.sending.again(repeatable)
     }
 
     /// Goes on to the body that `head` announces.
     pub(in crate::router) fn into_answer(self, head: &AnswerHead) -> Answer {
         let sending = self.waiting.is_some().then(|| Box::new(self.sending)).filter(|_| !self.deaf);
-        Answer { wire: Some(self.wire), decoder: head.decoder, keeps: head.keeps && !self.deaf, sending }
+        Answer { wire: self.wire, decoder: head.decoder, keeps: head.keeps && !self.deaf, sending }
     }
 
     /// The connection, for another protocol.
-    pub(in crate::router) fn into_wire(self) -> Wire {
+    pub(in crate::router) fn into_wire(self) -> Option<Wire> {
         self.wire
     }
 }

@@ -98,11 +98,12 @@ impl Sending {
         Self { head, written: 0, queue: VecDeque::new(), upload: upload.map(Box::new), left, steps: 0, received: 0 }
     }
 
-    /// The same request for another connection, if none of it was taken by this one, or `repeatable` and all at hand.
-    pub(super) fn again(self, repeatable: Repeatable) -> Option<Self> {
+    /// Begins once more, for another connection, if none of it was taken by this one, or `repeatable` and all at hand.
+    pub(super) fn again(&mut self, repeatable: Repeatable) -> bool {
         let unsent = self.written == 0;
         let whole = repeatable == Repeatable::Yes && self.upload.is_none() && self.queue.is_empty();
-        (unsent || whole).then(|| Self { written: 0, ..self })
+        self.written = 0;
+        unsent || whole
     }
 
     /// Ready once all of it has been handed to the kernel; else says who is waited for.
