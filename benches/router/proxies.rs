@@ -14,9 +14,6 @@ use crate::file;
 use crate::kennel::{SITE_HOST, Site, host};
 use crate::upstream::Upstream;
 
-/// What starts kennel's daemon.
-const UNIT: &str = include_str!("../../systemd/kennel.service");
-
 /// A program that can be measured.
 #[derive(Debug)]
 pub(crate) struct Kind {
@@ -111,9 +108,6 @@ impl Proxy {
             None => {
                 command.arg(std::env::current_exe()?).arg("--serve").arg(address.to_string()).arg(directory);
                 command.stdin(Stdio::piped()).stdout(Stdio::piped());
-                // As the daemon has it.
-                let tunables = UNIT.lines().find_map(|line| line.strip_prefix("Environment=GLIBC_TUNABLES="));
-                command.env("GLIBC_TUNABLES", tunables.context("kennel.service sets no GLIBC_TUNABLES")?);
             }
             Some(program) => {
                 let Some(program) = find(program) else { return Ok(None) };
