@@ -14,6 +14,9 @@ use crate::file;
 use crate::kennel::{SITE_HOST, Site, host};
 use crate::upstream::Upstream;
 
+/// What starts kennel's daemon.
+const UNIT: &str = include_str!("../../systemd/kennel.service");
+
 /// A program that can be measured.
 #[derive(Debug)]
 pub(crate) struct Kind {
@@ -108,6 +111,8 @@ impl Proxy {
             None => {
                 command.arg(std::env::current_exe()?).arg("--serve").arg(address.to_string()).arg(directory);
                 command.stdin(Stdio::piped()).stdout(Stdio::piped());
+                // As the daemon has it.
+                command.envs(UNIT.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('=')));
             }
             Some(program) => {
                 let Some(program) = find(program) else { return Ok(None) };
