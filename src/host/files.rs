@@ -71,6 +71,17 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_file(path))
 }
 
+/// Removes links that an interrupted [`replace_link`] left in a directory.
+pub(super) fn remove_link_drafts(dir: &Path) -> io::Result<()> {
+    for name in names(dir)?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(".new")) {
+        let path = dir.join(name);
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            unless_missing(fs::remove_file(path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a directory and all below it, without following links.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_dir_all(path))

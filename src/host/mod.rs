@@ -292,9 +292,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Removes for good what has lain in `trash/` for longer than this.
     async fn empty_trash(&self, older_than: Duration) -> Result<(), HostError>;
-    /// Removes what is empty where sites' links and services' data lie: a crash may come between a removal and that of
-    /// the directories above it. To be called while nothing is made there.
-    async fn remove_empty_dirs(&self) -> Result<(), HostError>;
+    /// Removes what a crash may leave where sites' links and services' data lie: links that were not put in place, and
+    /// directories that hold nothing. To be called while nothing is made there.
+    async fn remove_remains(&self) -> Result<(), HostError>;
     /// Everything on the machine that bears kennel's own names.
     async fn inventory(&self) -> Result<Inventory, HostError>;
 

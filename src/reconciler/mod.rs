@@ -73,7 +73,7 @@ impl Reconciler {
     /// # Errors
     /// As [`Self::run_once`].
     pub async fn begin(&self) -> anyhow::Result<()> {
-        self.ctx.machine.remove_empty_dirs().await?;
+        self.ctx.machine.remove_remains().await?;
         self.run_once().await
     }
 

@@ -30,7 +30,7 @@ ops! {
     EnsureEnvFile, EnsureUnit, StartUnit, StopUnit, RemoveUnit, UnitState, UnitUid, JournalTail, Listener, OwnUnits,
     EnsureSiteLink, RemoveSiteLink, RemoveDataDir, EnsureGcRoot, RemoveGcRoot, EnsureBuildDirs, StartBuild,
     ReleaseBuild, WaitUnit, BuildReport, BuildOutput, RemoveWorkDir, RemoveLogDir, EmptyTrash,
-    RemoveEmptyDirs, Inventory, DiskSpace, Closure, Garbage, FreeGarbage,
+    RemoveRemains, Inventory, DiskSpace, Closure, Garbage, FreeGarbage,
 }
 
 /// What goes wrong with one call.

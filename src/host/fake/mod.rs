@@ -340,9 +340,9 @@ impl Machine for FakeMachine {
         .await
     }
 
-    async fn remove_empty_dirs(&self) -> Result<(), HostError> {
+    async fn remove_remains(&self) -> Result<(), HostError> {
         // There are none in memory.
-        self.act(Op::RemoveEmptyDirs, async || Ok(())).await
+        self.act(Op::RemoveRemains, async || Ok(())).await
     }
 
     async fn empty_trash(&self, _older_than: Duration) -> Result<(), HostError> {

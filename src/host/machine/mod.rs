@@ -294,9 +294,9 @@ impl Machine for SystemdMachine {
         blocking(|| "empty the trash".to_owned(), move || Ok(upkeep::empty_trash(&layout, older_than)?)).await
     }
 
-    async fn remove_empty_dirs(&self) -> Result<(), HostError> {
+    async fn remove_remains(&self) -> Result<(), HostError> {
         let layout = self.layout.clone();
-        blocking(|| "remove empty directories".to_owned(), move || Ok(upkeep::remove_empty_dirs(&layout)?)).await
+        blocking(|| "remove what a crash left".to_owned(), move || Ok(upkeep::remove_remains(&layout)?)).await
     }
 
     async fn inventory(&self) -> Result<Inventory, HostError> {

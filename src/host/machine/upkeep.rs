@@ -110,13 +110,17 @@ pub(super) fn empty_trash(layout: &Layout, older_than: Duration) -> io::Result<(
     Ok(())
 }
 
-/// Removes the directories of projects and branches that hold nothing.
-pub(super) fn remove_empty_dirs(layout: &Layout) -> io::Result<()> {
+/// Removes links of sites that were not put in place, and the directories of projects and branches that hold nothing.
+pub(super) fn remove_remains(layout: &Layout) -> io::Result<()> {
     use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
-    for top in layout.services_dirs().into_iter().chain([layout.sites_dir()]) {
+    let sites = layout.sites_dir();
+    for top in layout.services_dirs().into_iter().chain([sites.clone()]) {
         for project in files::names(&top)?.into_iter().map(|name| top.join(name)) {
             let branches = files::names(&project)?.into_iter().map(|name| project.join(name));
             for dir in branches.chain([project.clone()]) {
+                if top == sites {
+                    files::remove_link_drafts(&dir)?;
+                }
                 match fs::remove_dir(&dir) {
                     Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
                         return Err(error);
@@ -196,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_crash_left_empty_goes_and_what_holds_something_stays() {
+    fn what_a_crash_left_goes_and_what_holds_something_stays() {
         let state = tempfile::tempdir().unwrap();
         let layout = Layout { state_dir: state.path().to_owned(), ..layout() };
         let sites = layout.sites_dir();
@@ -205,9 +209,14 @@ mod tests {
         }
         std::os::unix::fs::symlink("/nix/store/x", sites.join("shop/main/web")).unwrap();
         fs::write(sites.join("note"), "of somebody else's").unwrap();
-        remove_empty_dirs(&layout).unwrap();
+        // kennel died between the making of a link and its putting in place.
+        for draft in ["shop/main/.web.new", "shop/topic/.api.new"] {
+            std::os::unix::fs::symlink("/nix/store/y", sites.join(draft)).unwrap();
+        }
+        remove_remains(&layout).unwrap();
         assert_eq!(files::names(&sites).unwrap(), ["note", "shop"]);
         assert_eq!(files::names(&sites.join("shop")).unwrap(), ["main"]);
-        remove_empty_dirs(&layout).unwrap();
+        assert_eq!(files::names(&sites.join("shop/main")).unwrap(), ["web"]);
+        remove_remains(&layout).unwrap();
     }
 }

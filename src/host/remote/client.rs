@@ -331,8 +331,8 @@ impl Machine for HostClient {
         self.ask(Call::EmptyTrash { older_than }).await
     }
 
-    async fn remove_empty_dirs(&self) -> Result<(), HostError> {
-        self.ask(Call::RemoveEmptyDirs {}).await
+    async fn remove_remains(&self) -> Result<(), HostError> {
+        self.ask(Call::RemoveRemains {}).await
     }
 
     async fn inventory(&self) -> Result<Inventory, HostError> {

@@ -114,7 +114,7 @@ impl Guard {
                 Err(Refusal::refused("what is in the trash stays there for a day"))
             }
             Call::EmptyTrash { older_than } => told(machine.empty_trash(older_than).await),
-            Call::RemoveEmptyDirs {} => told(machine.remove_empty_dirs().await),
+            Call::RemoveRemains {} => told(machine.remove_remains().await),
             Call::Inventory {} => told(machine.inventory().await),
             Call::DiskSpace {} => told(machine.disk_space().await),
             Call::Closure { paths } => told(machine.closure(&paths).await),

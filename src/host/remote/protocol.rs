@@ -73,7 +73,7 @@ pub(super) enum Call {
     RemoveWorkDir { build: BuildId },
     RemoveLogDir { build: BuildId },
     EmptyTrash { older_than: Duration },
-    RemoveEmptyDirs {},
+    RemoveRemains {},
     Inventory {},
     DiskSpace {},
     Closure { paths: Vec<StorePath> },
