@@ -32,6 +32,11 @@ fn draft(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Whether that is the name of a [`draft`].
+fn is_draft(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".new")
+}
+
 fn write_draft(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(PathBuf, File)> {
     let draft = draft(path);
     unless_missing(fs::remove_file(&draft))?;
@@ -73,7 +78,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 
 /// Removes links that an interrupted [`replace_link`] left in a directory.
 pub(super) fn remove_link_drafts(dir: &Path) -> io::Result<()> {
-    for name in names(dir)?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(".new")) {
+    for name in names(dir)?.into_iter().filter(|name| is_draft(name)) {
         let path = dir.join(name);
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
             unless_missing(fs::remove_file(path))?;

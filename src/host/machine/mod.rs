@@ -202,7 +202,7 @@ impl Machine for SystemdMachine {
 
     async fn remove_site_link(&self, link: &SiteLink) -> Result<(), HostError> {
         let (path, top) = (self.layout.site_link(link), self.layout.sites_dir());
-        let work = move || Ok(files::remove(&path).and_then(|()| files::remove_empty_parents(&path, &top))?);
+        let work = move || Ok(upkeep::unlink_site(&path, &top)?);
         blocking(|| format!("unlink the site {} of {} ({})", link.site, link.project, link.slug), work).await
     }
 

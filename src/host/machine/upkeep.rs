@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Fault;
@@ -26,18 +27,22 @@ fn whole_units(layout: &Layout) -> io::Result<BTreeSet<UnitName>> {
     Ok(units_with_files(layout)?.into_iter().filter(is_whole).collect())
 }
 
+/// Held while a site's link is made or removed: two that make the same one, and one that makes the first of a branch while
+/// the last is removed, would be in each other's way.
+static LINKS: Mutex<()> = Mutex::new(());
+
 /// Points a site's link at `target`.
 pub(super) fn link_site(path: &Path, target: &Path) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(path);
-    // The removal of the branch's last other link may take the directory away between the two.
-    for _ in 0..10 {
-        files::ensure_dir(parent, 0o755)?;
-        match files::replace_link(path, target) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => return done,
-        }
-    }
+    let _alone = LINKS.lock().unwrap_or_else(PoisonError::into_inner);
+    files::ensure_dir(path.parent().unwrap_or(path), 0o755)?;
     files::replace_link(path, target)
+}
+
+/// Removes a site's link, and the directories above it, below `top`, that hold nothing else.
+pub(super) fn unlink_site(path: &Path, top: &Path) -> io::Result<()> {
+    let _alone = LINKS.lock().unwrap_or_else(PoisonError::into_inner);
+    files::remove(path)?;
+    files::remove_empty_parents(path, top)
 }
 
 /// Moves a service's data to the trash and removes the link systemd made, and directories left empty by that.
@@ -113,14 +118,11 @@ pub(super) fn empty_trash(layout: &Layout, older_than: Duration) -> io::Result<(
 /// Removes links of sites that were not put in place, and the directories of projects and branches that hold nothing.
 pub(super) fn remove_remains(layout: &Layout) -> io::Result<()> {
     use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
-    let sites = layout.sites_dir();
-    for top in layout.services_dirs().into_iter().chain([sites.clone()]) {
+    for top in layout.services_dirs().into_iter().chain([layout.sites_dir()]) {
         for project in files::names(&top)?.into_iter().map(|name| top.join(name)) {
             let branches = files::names(&project)?.into_iter().map(|name| project.join(name));
             for dir in branches.chain([project.clone()]) {
-                if top == sites {
-                    files::remove_link_drafts(&dir)?;
-                }
+                files::remove_link_drafts(&dir)?;
                 match fs::remove_dir(&dir) {
                     Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
                         return Err(error);
@@ -198,6 +200,33 @@ fn three_deep<T: std::str::FromStr>(top: &Path) -> io::Result<Vec<(ProjectName, 
 mod tests {
     use super::super::render::unit::tests::layout;
     use super::*;
+
+    #[test]
+    fn links_are_made_and_removed_side_by_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let sites = &dir.path().join("sites");
+        let path = |name: &str| sites.join("shop/main").join(name);
+        let link = |name: &str| link_site(&path(name), Path::new("/nix/store/x")).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..1_000).for_each(|_| link("web")));
+            }
+        });
+        assert_eq!(files::names(&sites.join("shop/main")).unwrap(), ["web"]);
+        unlink_site(&path("web"), sites).unwrap();
+        // Their branch has no other: its directory comes and goes.
+        std::thread::scope(|scope| {
+            for name in ["blog", "docs"] {
+                scope.spawn(move || {
+                    for _ in 0..1_000 {
+                        link(name);
+                        unlink_site(&path(name), sites).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(files::names(sites).unwrap(), [""; 0]);
+    }
 
     #[test]
     fn what_a_crash_left_goes_and_what_holds_something_stays() {
