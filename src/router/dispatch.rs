@@ -4,7 +4,6 @@ use std::future::{poll_fn, ready};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use futures_util::future::Either;
@@ -68,16 +67,6 @@ enum Asking {
     Service(Box<Exchange>, Option<Upgrade>),
     /// Whoever else.
     Other(Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>),
-    /// Nobody any more.
-    Over,
-}
-
-/// A request that somebody is asked to answer.
-struct Answering {
-    shared: Arc<Shared>,
-    /// `None` once it is over.
-    course: Option<Course>,
-    asking: Asking,
 }
 
 /// A request on its way to its answer.
@@ -160,7 +149,14 @@ pub(super) fn answer_admitted(
             }
         }
     };
-    Either::Right(Answering { shared: Arc::clone(shared), course: Some(course(Some(host), json, series)), asking })
+    let (shared, course) = (Arc::clone(shared), course(Some(host), json, series));
+    Either::Right(async move {
+        let answered = match asking {
+            Asking::Service(exchange, upgrade) => ask_service(&shared, course.turn.visitor(), exchange, upgrade).await,
+            Asking::Other(asking) => asking.await,
+        };
+        course.end(&shared, answered)
+    })
 }
 
 /// Finds out who is to answer, and where that is counted unless kennel does.
@@ -197,29 +193,6 @@ impl Asking {
     }
 }
 
-impl Future for Answering {
-    type Output = Response<Body>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
-        let Self { shared, course, asking } = self.get_mut();
-        let visitor = course.as_ref().expect("it is not over").turn.visitor();
-        let answered = match asking {
-            Asking::Service(exchange, _) => {
-                ready!(exchange.poll_head(cx, visitor, &shared.timeouts)).and_then(|head| {
-                    let Asking::Service(exchange, upgrade) = std::mem::replace(asking, Asking::Over) else {
-                        unreachable!("it is asked")
-                    };
-                    conclude(shared, visitor, exchange.answer(head, visitor, &shared.timeouts)?, upgrade)
-                })
-            }
-            Asking::Other(asking) => ready!(asking.as_mut().poll(cx)),
-            Asking::Over => unreachable!("it has answered"),
-        };
-        *asking = Asking::Over;
-        Poll::Ready(course.take().expect("it is not over").end(shared, answered))
-    }
-}
-
 impl Course {
     /// Makes of an answer what the visitor gets, and has it counted once it is out.
     fn end(self, shared: &Shared, answered: Result<Response<Body>, Problem>) -> Response<Body> {
@@ -241,14 +214,15 @@ impl Course {
     }
 }
 
-/// What the visitor gets of what a service has answered; if both switch protocols, they are joined.
-fn conclude(
+/// Has a service answer. If it and the visitor switch protocols, they are joined.
+async fn ask_service(
     shared: &Arc<Shared>,
     visitor: &Arc<Visitor>,
-    outcome: Outcome,
+    mut exchange: Box<Exchange>,
     upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Problem> {
-    match outcome {
+    let head = poll_fn(|cx| exchange.poll_head(cx, visitor, &shared.timeouts)).await?;
+    match exchange.answer(head, visitor, &shared.timeouts)? {
         Outcome::Answer(response) => Ok(response),
         Outcome::Switch(response, switch) => {
             let upgrade = upgrade.ok_or(Problem::Broken)?;
@@ -267,9 +241,8 @@ async fn ask_anew(
     upgrade: Option<Upgrade>,
 ) -> Result<Response<Body>, Problem> {
     let claim = claim_anew(shared, host, Protocol::Http1).await?;
-    let mut exchange = Exchange::new(claim, asked, visitor.lane, &shared.timeouts);
-    let head = poll_fn(|cx| exchange.poll_head(cx, visitor, &shared.timeouts)).await?;
-    conclude(shared, visitor, exchange.answer(head, visitor, &shared.timeouts)?, upgrade)
+    let exchange = Exchange::new(claim, asked, visitor.lane, &shared.timeouts);
+    ask_service(shared, visitor, Box::new(exchange), upgrade).await
 }
 
 /// Has the service answer, by HTTP/2, that `host` leads to now; `claim` is on the one it led to at first.
