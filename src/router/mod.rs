@@ -19,6 +19,7 @@ mod h2c;
 mod headers;
 mod http2;
 mod https;
+mod inbox;
 mod io;
 mod metrics;
 mod origin;

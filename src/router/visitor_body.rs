@@ -1,6 +1,6 @@
 //! A request's body as its visitor sends it, in whichever version of HTTP he speaks.
 //!
-//! **Invariant:** none of it is held here, and a window is opened only for as much as has been taken.
+//! **Invariant:** none of it is held here.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::Reason;
 use http::HeaderMap;
 use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
+use super::inbox::Inbox;
 use super::watch::Watch;
 
 /// The length of a body whose length is not known.
@@ -32,10 +33,9 @@ pub(super) enum VisitorBody {
 }
 
 impl VisitorBody {
-    /// What comes on `stream`, which began with `headers`; the visitor may want to be told to go on by `expectation`.
-    pub(super) fn on_stream(stream: RecvStream, headers: &HeaderMap, expectation: Option<Arc<Expectation>>) -> Self {
-        let left = if stream.is_end_stream() { 0 } else { length(headers).unwrap_or(UNKNOWN) };
-        Self::Http2(Streamed { stream, left, expectation })
+    /// What comes into `inbox` after `headers`; the visitor may want to be told to go on by `expectation`.
+    pub(super) fn on_stream(inbox: Inbox, headers: &HeaderMap, expectation: Option<Arc<Expectation>>) -> Self {
+        Self::Http2(Streamed { inbox, left: length(headers).unwrap_or(UNKNOWN), expectation })
     }
 }
 
@@ -55,7 +55,7 @@ impl HttpBody for VisitorBody {
         match self {
             Self::Empty => true,
             Self::Http1(body) => body.is_end_stream(),
-            Self::Http2(body) => body.stream.is_end_stream(),
+            Self::Http2(body) => body.inbox.is_end_stream(),
         }
     }
 
@@ -72,7 +72,7 @@ impl HttpBody for VisitorBody {
 /// The receiving half of a stream of HTTP/2.
 #[derive(Debug)]
 pub(super) struct Streamed {
-    stream: RecvStream,
+    inbox: Inbox,
     /// Bytes still to come, or [`UNKNOWN`].
     left: u64,
     expectation: Option<Arc<Expectation>>,
@@ -80,24 +80,19 @@ pub(super) struct Streamed {
 
 impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let data = self.stream.poll_data(cx);
+        let frame = self.inbox.poll_frame(cx);
         if let Some(expectation) = self.expectation.take()
-            && data.is_pending()
+            && frame.is_pending()
         {
             expectation.meet();
         }
-        let frame = match ready!(data) {
-            Some(Ok(data)) => {
-                // Fails when the stream has been reset: then there is no window to open.
-                let _ = self.stream.flow_control().release_capacity(data.len());
-                if self.left != UNKNOWN {
-                    self.left = self.left.saturating_sub(data.len() as u64);
-                }
-                Some(Ok(Frame::data(data)))
-            }
-            Some(Err(err)) => Some(Err(err)),
-            None => ready!(self.stream.poll_trailers(cx)).transpose().map(|trailers| trailers.map(Frame::trailers)),
-        };
+        let frame = ready!(frame);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && self.left != UNKNOWN
+        {
+            self.left = self.left.saturating_sub(data.len() as u64);
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(broken)))
     }
 }

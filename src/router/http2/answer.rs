@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
 use http::header;
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::sync::oneshot;
 
@@ -21,6 +22,7 @@ use crate::router::Shared;
 use crate::router::body::{Body, BodyError};
 use crate::router::connection::Visitor;
 use crate::router::dispatch::{self, Upgrade};
+use crate::router::inbox::Inbox;
 use crate::router::visitor_body::{Expectation, VisitorBody};
 use crate::router::watch::{Moment, Watch};
 
@@ -31,7 +33,7 @@ pub(super) struct Asked {
     /// What the visitor waits for before he sends the body.
     expectation: Option<Arc<Expectation>>,
     /// With a request for a WebSocket: what else it needs, and who waits for it.
-    opening: Option<(RecvStream, oneshot::Sender<Tunnel>)>,
+    opening: Option<(Inbox, oneshot::Sender<Tunnel>)>,
     /// Whether the answer is to be a head alone.
     is_head: bool,
     /// Bytes of the answer that are read at once.
@@ -39,24 +41,26 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// What `visitor` asks for; no more than `room` bytes of its answer are read at once.
+    /// What `visitor` asks for, with what comes after its head if anything does; no more than `room` bytes of its answer
+    /// are read at once.
     pub(super) fn new(
         shared: &Arc<Shared>,
         visitor: &Arc<Visitor>,
         room: usize,
-        request: Request<RecvStream>,
+        (mut parts, inbox): (Parts, Option<Inbox>),
         respond: SendResponse<Bytes>,
     ) -> Self {
-        let (mut parts, stream) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
-        let expects = parts.headers.contains_key(header::EXPECT) && !stream.is_end_stream();
+        let expects = parts.headers.contains_key(header::EXPECT) && inbox.is_some();
         let expectation = expects.then(|| Arc::new(Expectation::new(visitor.watch.clone())));
         let (host, socket) = head::admit(&mut parts, &shared.limits);
-        let (body, upgrade, opening) = if socket.is_some() {
-            let (opened, tunnel) = oneshot::channel();
-            (VisitorBody::Empty, Some(Upgrade::Stream(tunnel)), Some((stream, opened)))
-        } else {
-            (VisitorBody::on_stream(stream, &parts.headers, expectation.clone()), None, None)
+        let (body, upgrade, opening) = match (inbox, &socket) {
+            (None, _) => (VisitorBody::Empty, None, None),
+            (Some(inbox), None) => (VisitorBody::on_stream(inbox, &parts.headers, expectation.clone()), None, None),
+            (Some(inbox), Some(_)) => {
+                let (opened, tunnel) = oneshot::channel();
+                (VisitorBody::Empty, Some(Upgrade::Stream(tunnel)), Some((inbox, opened)))
+            }
         };
         let answering = dispatch::answer_admitted(shared, visitor, host, parts, body, upgrade);
         let answering: Pin<Box<dyn Future<Output = _> + Send>> = match socket {

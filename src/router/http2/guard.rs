@@ -1,7 +1,8 @@
 //! Ends a connection that is busy with overhead: frames that ask for nothing cost their sender next to nothing.
 //!
 //! Pings, settings, priorities, windows and cancelled requests are all of use, in bounds. Each costs some credit,
-//! which comes back with time, with requests, and with what the visitor is sent.
+//! which comes back with time, with requests, and with what the visitor is sent. Data costs nothing, but is read by turns
+//! with those it is for.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -30,6 +31,11 @@ const REQUEST: u64 = 4;
 /// Bytes written that earn credit of one: windows are opened for them.
 const BYTES: u64 = 1024;
 
+/// Frames of data after which those they are for have their turn before more is read.
+const TURN: u32 = 500;
+/// The type of such a frame (RFC 9113, section 6.1).
+const DATA: u8 = 0;
+
 /// The last word: GOAWAY with `ENHANCE_YOUR_CALM` (RFC 9113, sections 6.8 and 7).
 const CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
 
@@ -40,12 +46,14 @@ pub(super) struct Guard<S> {
     visitor: Arc<Visitor>,
     frames: Frames,
     credit: Credit,
+    /// Frames of data in this turn.
+    data: u32,
 }
 
 impl<S> Guard<S> {
     /// `io`, of which nothing has been read.
     pub(super) fn new(io: Io<S>, visitor: Arc<Visitor>) -> Self {
-        Self { io, visitor, frames: Frames::default(), credit: Credit::new() }
+        Self { io, visitor, frames: Frames::default(), credit: Credit::new(), data: 0 }
     }
 
     fn note_written(&mut self, written: &Poll<io::Result<usize>>) {
@@ -60,10 +68,22 @@ impl<S> Guard<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin + 'static> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.data >= TURN {
+            this.data = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
-        let Self { frames, credit, .. } = this;
-        if frames.feed(&buf.filled()[before..], |kind, flags| credit.note(kind, flags)) {
+        if read.is_pending() {
+            this.data = 0;
+        }
+        let Self { frames, credit, data, .. } = this;
+        let has_credit = frames.feed(&buf.filled()[before..], |kind, flags| {
+            *data += u32::from(kind == DATA);
+            credit.note(kind, flags)
+        });
+        if has_credit {
             return read;
         }
         tracing::info!(
@@ -129,8 +149,8 @@ impl Credit {
         const ACK: u8 = 1;
         // RFC 9113, section 6.
         let cost = match kind {
-            // DATA: h2 counts what is empty or tiny.
-            0 => return true,
+            // h2 counts what is empty or tiny.
+            DATA => return true,
             // HEADERS
             1 => {
                 self.left = (self.left + REQUEST).min(CREDIT);

@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{self, SendResponse};
-use http::Request;
+use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::answer::Asked;
@@ -31,6 +31,7 @@ use self::streams::Streams;
 pub(super) use self::tunnel::Tunnel;
 use super::connection::Visitor;
 use super::generation::Stage;
+use super::inbox::Inbox;
 use super::io::Io;
 use super::watch::Moment;
 use super::{Limits, Shared};
@@ -42,6 +43,9 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all requests of a connection.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of memory that frames which nobody has taken may cost beyond what they hold. A guard sees to it that they are
+/// taken before there are as many.
+const FRAMES: usize = 1024 * 1024;
 /// Bytes of one answer that wait for their turn on the connection before more is read.
 const SEND_BUFFER: usize = 16 * 1024;
 /// Bytes of all answers of a connection that are read ahead, together, as far as each gets enough to go on.
@@ -78,6 +82,7 @@ fn builder(limits: &Limits) -> server::Builder {
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(FRAMES)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(Some(ERRORS))
@@ -186,7 +191,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Connection<S> {
         self.begun = true;
         let one = Arc::new(self.visitor.in_stream(self.shared.workers[self.visitor.lane].watches.add()));
         let room = READ_AHEAD / self.visitor.turns().max(1) as usize;
-        let asked = Asked::new(&self.shared, &one, room.clamp(READ_LEAST, READ_MOST), request, respond);
+        let (head, stream) = request.into_parts();
+        let has_more = !stream.is_end_stream() || head.method == Method::CONNECT;
+        let inbox = has_more.then(|| {
+            let (inbox, filling) = Inbox::new(stream);
+            self.streams.expect(filling);
+            inbox
+        });
+        let asked = Asked::new(&self.shared, &one, room.clamp(READ_LEAST, READ_MOST), (head, inbox), respond);
         self.streams.add(one, asked);
     }
 

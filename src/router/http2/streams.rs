@@ -10,10 +10,13 @@ use futures_util::stream::FuturesUnordered;
 
 use super::answer::{Answer, Asked};
 use crate::router::connection::Visitor;
+use crate::router::inbox::Filling;
 
 /// Requests that are being answered.
 pub(super) struct Streams {
     streams: FuturesUnordered<Stream>,
+    /// What is still to come of requests, and of WebSockets.
+    arrivals: FuturesUnordered<Filling>,
     /// How long a visitor may take nothing of an answer.
     idle: Duration,
     /// Whether there are some that have not been polled yet.
@@ -23,7 +26,7 @@ pub(super) struct Streams {
 impl Streams {
     /// None, of a connection whose visitor may take nothing of an answer for `idle`.
     pub(super) fn new(idle: Duration) -> Self {
-        Self { streams: FuturesUnordered::new(), idle, fresh: false }
+        Self { streams: FuturesUnordered::new(), arrivals: FuturesUnordered::new(), idle, fresh: false }
     }
 
     /// `visitor`, who stands for one request, has `asked`.
@@ -32,8 +35,15 @@ impl Streams {
         self.fresh = true;
     }
 
+    /// What `arrival` fills is read from now on.
+    pub(super) fn expect(&mut self, arrival: Filling) {
+        self.arrivals.push(arrival);
+    }
+
     /// Polls what has been woken; true when any of it is new, or over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        // What has come is there when a request is first looked at.
+        while let Poll::Ready(Some(())) = self.arrivals.poll_next_unpin(cx) {}
         let mut moved = std::mem::take(&mut self.fresh);
         while let Poll::Ready(Some(())) = self.streams.poll_next_unpin(cx) {
             moved = true;

@@ -5,15 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
+use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::router::inbox::Inbox;
 
 /// Both halves of a stream whose request has been granted. What is dropped ends, as a connection does.
 #[derive(Debug)]
 pub(in crate::router) struct Tunnel {
     sends: SendStream<Bytes>,
-    receives: RecvStream,
-    /// What has come and has not been read.
+    receives: Inbox,
+    /// What has been taken and has not been read.
     unread: Bytes,
     /// Whether the visitor has been told that nothing more comes.
     ended: bool,
@@ -21,7 +24,7 @@ pub(in crate::router) struct Tunnel {
 
 impl Tunnel {
     /// The stream with these halves.
-    pub(super) fn new(sends: SendStream<Bytes>, receives: RecvStream) -> Self {
+    pub(super) fn new(sends: SendStream<Bytes>, receives: Inbox) -> Self {
         Self { sends, receives, unread: Bytes::new(), ended: false }
     }
 
@@ -45,9 +48,10 @@ impl AsyncRead for Tunnel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.unread.is_empty() {
-            match ready!(this.receives.poll_data(cx)) {
-                Some(Ok(data)) => this.unread = data,
-                None => return Poll::Ready(Ok(())),
+            match ready!(this.receives.poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => this.unread = data,
+                // Trailers say nothing here.
+                Some(Ok(Err(_))) | None => return Poll::Ready(Ok(())),
                 // That is how it is closed by who has nothing more to say nor to hear (RFC 8441, section 5).
                 Some(Err(err)) if matches!(err.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
                     return Poll::Ready(Ok(()));
@@ -58,8 +62,6 @@ impl AsyncRead for Tunnel {
         let part = this.unread.len().min(buf.remaining());
         buf.put_slice(&this.unread[..part]);
         this.unread.advance(part);
-        // Fails when the stream has been reset: then there is no window to open.
-        let _ = this.receives.flow_control().release_capacity(part);
         Poll::Ready(Ok(()))
     }
 }

@@ -15,7 +15,9 @@ where
     Service::raw(move |stream, number| {
         let talk = talk.clone();
         async move {
-            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            // Frames that it does not read at once are not what is tested.
+            let mut builder = h2::server::Builder::new();
+            let Ok(mut connection) = builder.data_frame_budget(usize::MAX).handshake(stream).await else { return };
             let mut requests = JoinSet::new();
             while let Some(Ok((request, respond))) = connection.accept().await {
                 requests.spawn(talk(request, respond, number));
@@ -361,4 +363,61 @@ async fn a_drain_waits_for_calls_and_cuts_them_at_its_end() {
     let (read, ()) = tokio::join!(read(&mut body), drain);
     assert!(read.is_err());
     assert_eq!(visitor.get("/").await.status, 404, "the connection stays");
+}
+
+const MESSAGES: usize = 15_000;
+
+#[rstest::rstest]
+#[case::at_once(Duration::ZERO)]
+#[case::late(SHORT)]
+#[tokio::test]
+async fn requests_of_many_small_messages_pass(#[case] pause: Duration) {
+    let service = service(move |request, mut respond, _| async move {
+        tokio::time::sleep(pause).await;
+        let bytes = read(&mut request.into_body()).await.map(|bytes| bytes.len());
+        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        answer.send_data(format!("{bytes:?}").into(), true).unwrap();
+    })
+    .await;
+    let front = Front::start(route(&service)).await;
+    let mut visitor = Http2::connect(&front).await;
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let (response, mut stream) = visitor.begin(call()).await;
+        calls.spawn(async move {
+            for _ in 0..MESSAGES {
+                send_part(&mut stream, Bytes::from_static(&[7; 20])).await;
+            }
+            stream.send_data(Bytes::new(), true).unwrap();
+            assert_eq!(Reply::read(response).await.unwrap().text(), format!("Ok({})", 20 * MESSAGES));
+        });
+    }
+    calls.join_all().await;
+}
+
+#[rstest::rstest]
+#[case::at_once(Duration::ZERO)]
+#[case::late(SHORT)]
+#[tokio::test]
+async fn answers_of_many_small_messages_pass(#[case] pause: Duration) {
+    let service = service(move |_, mut respond, _| async move {
+        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        for _ in 0..MESSAGES {
+            send_part(&mut answer, Bytes::from_static(&[7; 20])).await;
+        }
+        answer.send_data(Bytes::new(), true).unwrap();
+    })
+    .await;
+    let front = Front::start(route(&service)).await;
+    let mut visitor = Http2::connect(&front).await;
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let response = visitor.begin(call()).await.0;
+        calls.spawn(async move {
+            let mut body = patiently(response).await.unwrap().into_body();
+            tokio::time::sleep(pause).await;
+            assert_eq!(read(&mut body).await.map(|bytes| bytes.len()).unwrap(), 20 * MESSAGES);
+        });
+    }
+    calls.join_all().await;
 }
