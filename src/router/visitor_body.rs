@@ -5,21 +5,15 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use h2::Reason;
-use http::HeaderMap;
-use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::BodyError;
-use super::inbox::Inbox;
+use super::streamed::Streamed;
 use super::watch::Watch;
-
-/// The length of a body whose length is not known.
-const UNKNOWN: u64 = u64::MAX;
 
 /// What a visitor sends after a request's head.
 #[derive(Debug)]
@@ -29,13 +23,13 @@ pub(super) enum VisitorBody {
     /// On a connection of HTTP/1.1.
     Http1(Incoming),
     /// On a stream of HTTP/2.
-    Http2(Streamed),
+    Http2(Expected),
 }
 
 impl VisitorBody {
-    /// What comes into `inbox` after `headers`; the visitor may want to be told to go on by `expectation`.
-    pub(super) fn on_stream(inbox: Inbox, headers: &HeaderMap, expectation: Option<Arc<Expectation>>) -> Self {
-        Self::Http2(Streamed { inbox, left: length(headers).unwrap_or(UNKNOWN), expectation })
+    /// The body that comes on a stream; the visitor may want to be told to go on by `expectation`.
+    pub(super) fn on_stream(streamed: Streamed, expectation: Option<Arc<Expectation>>) -> Self {
+        Self::Http2(Expected { streamed, expectation })
     }
 }
 
@@ -55,7 +49,7 @@ impl HttpBody for VisitorBody {
         match self {
             Self::Empty => true,
             Self::Http1(body) => body.is_end_stream(),
-            Self::Http2(body) => body.inbox.is_end_stream(),
+            Self::Http2(body) => body.streamed.is_end_stream(),
         }
     }
 
@@ -63,53 +57,28 @@ impl HttpBody for VisitorBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),
-            Self::Http2(body) if body.left == UNKNOWN => SizeHint::default(),
-            Self::Http2(body) => SizeHint::with_exact(body.left),
+            Self::Http2(body) => body.streamed.size_hint(),
         }
     }
 }
 
-/// The receiving half of a stream of HTTP/2.
+/// What comes on a stream, and who waits to be told to send it.
 #[derive(Debug)]
-pub(super) struct Streamed {
-    inbox: Inbox,
-    /// Bytes still to come, or [`UNKNOWN`].
-    left: u64,
+pub(super) struct Expected {
+    streamed: Streamed,
     expectation: Option<Arc<Expectation>>,
 }
 
-impl Streamed {
+impl Expected {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let frame = self.inbox.poll_frame(cx);
+        let frame = self.streamed.poll_frame(cx);
         if let Some(expectation) = self.expectation.take()
             && frame.is_pending()
         {
             expectation.meet();
         }
-        let frame = ready!(frame);
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-            && self.left != UNKNOWN
-        {
-            self.left = self.left.saturating_sub(data.len() as u64);
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(broken)))
+        frame
     }
-}
-
-/// What is reset without an error is not whole either, and must not pass for it.
-fn broken(err: h2::Error) -> h2::Error {
-    if err.reason() == Some(Reason::NO_ERROR) { Reason::CANCEL.into() } else { err }
-}
-
-/// The length that `headers` announce. `h2` has reset what has one that is no number.
-fn length(headers: &HeaderMap) -> Option<u64> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let first = lengths.next()?;
-    if lengths.any(|length| length != first) {
-        return None;
-    }
-    first.to_str().ok()?.parse().ok()
 }
 
 /// A visitor of HTTP/2 who wants to be told to go on before he sends a body (RFC 9110, section 10.1.1).

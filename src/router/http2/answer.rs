@@ -1,28 +1,28 @@
 //! One request's way to its answer, and the answer's way to the visitor, as his windows open.
 
-use std::error::Error;
-use std::iter::successors;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::server::SendResponse;
-use h2::{Reason, SendStream};
 use http::header;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use tokio::sync::oneshot;
 
 use super::tunnel::Tunnel;
 use super::{date, head};
 use crate::router::Shared;
-use crate::router::body::{Body, BodyError};
+use crate::router::body::Body;
 use crate::router::connection::Visitor;
 use crate::router::dispatch::{self, Upgrade};
 use crate::router::inbox::Inbox;
+use crate::router::outbox::Outbox;
+use crate::router::streamed::Streamed;
 use crate::router::visitor_body::{Expectation, VisitorBody};
 use crate::router::watch::{Moment, Watch};
 
@@ -56,7 +56,9 @@ impl Asked {
         let (host, socket) = head::admit(&mut parts, &shared.limits);
         let (body, upgrade, opening) = match (inbox, &socket) {
             (None, _) => (VisitorBody::Empty, None, None),
-            (Some(inbox), None) => (VisitorBody::on_stream(inbox, &parts.headers, expectation.clone()), None, None),
+            (Some(inbox), None) => {
+                (VisitorBody::on_stream(Streamed::new(inbox, &parts.headers), expectation.clone()), None, None)
+            }
             (Some(inbox), Some(_)) => {
                 let (opened, tunnel) = oneshot::channel();
                 (VisitorBody::Empty, Some(Upgrade::Stream(tunnel)), Some((inbox, opened)))
@@ -120,93 +122,38 @@ impl Asked {
             let _ = opened.send(Tunnel::new(stream, receives));
             return None;
         }
-        (!ends).then(|| Answer { body: body.read_at_most(self.room), stream, waiting: None, since: None })
+        (!ends).then(|| Answer { rest: Outbox::new(body.read_at_most(self.room), stream), stuck: None })
     }
 }
 
 /// An answer whose head has been sent.
 #[derive(Debug)]
 pub(super) struct Answer {
-    body: Body,
-    stream: SendStream<Bytes>,
-    /// What waits for a window to open, and whether nothing follows it.
-    waiting: Option<(Bytes, bool)>,
-    /// Since when it does.
-    since: Option<Moment>,
+    rest: Outbox<Body>,
+    /// Since when the visitor opens no window, and after how many pieces.
+    stuck: Option<(Moment, u64)>,
 }
 
 impl Answer {
-    /// Ready when all of it is queued, when the visitor wants no more of it, or when he has taken nothing for `limit`. What
-    /// is dropped unfinished is reset.
+    /// Ready when all of it is queued, when the visitor wants no more of it, or when he has taken nothing for `limit`.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, watch: &Watch, limit: Duration) -> Poll<()> {
-        if let Poll::Ready(ended) = self.poll_pieces(cx) {
+        if let Poll::Ready(ended) = self.rest.poll(cx) {
             if let Err(err) = ended {
                 tracing::debug!(error = %err, "An answer broke off");
             }
             return Poll::Ready(());
         }
-        if self.waiting.is_none() {
+        if !self.rest.is_stuck() {
             return Poll::Pending;
         }
-        let now = Moment::now();
-        let due = self.since.get_or_insert(now).after(limit);
+        let (now, sent) = (Moment::now(), self.rest.sent);
+        let since = self.stuck.filter(|(_, after)| *after == sent).map_or(now, |(since, _)| since);
+        self.stuck = Some((since, sent));
+        let due = since.after(limit);
         if now >= due {
             return Poll::Ready(());
         }
         watch.until(due);
         Poll::Pending
     }
-
-    fn poll_pieces(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        loop {
-            if self.waiting.is_some() {
-                while self.stream.capacity() == 0 {
-                    match ready!(self.stream.poll_capacity(cx)) {
-                        Some(room) => room?,
-                        // The visitor has reset it.
-                        None => return Poll::Ready(Ok(())),
-                    };
-                }
-            }
-            if let Some((piece, is_last)) = self.waiting.take() {
-                self.since = None;
-                self.stream.send_data(piece, is_last)?;
-                if is_last {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                // Whoever answers may be silent for long: the visitor need not wait for that.
-                return self.stream.poll_reset(cx).map_ok(|_| ());
-            };
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(piece))) if piece.is_empty() => {}
-                Some(Ok(Ok(piece))) => {
-                    // No more than a byte, and not before there is something to send: what is reserved is kept from
-                    // other answers. All of the piece is reserved by sending it.
-                    self.stream.reserve_capacity(1);
-                    self.waiting = Some((piece, self.body.is_end_stream()));
-                }
-                Some(Ok(Err(other))) => {
-                    if let Ok(trailers) = other.into_trailers() {
-                        self.stream.reserve_capacity(0);
-                        return Poll::Ready(self.stream.send_trailers(trailers));
-                    }
-                }
-                Some(Err(err)) => {
-                    self.stream.send_reset(reason(&err));
-                    return Poll::Ready(Ok(()));
-                }
-                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true)),
-            }
-        }
-    }
-}
-
-/// Why an answer breaks off: what a service that speaks HTTP/2 has said, if one did.
-fn reason(err: &BodyError) -> Reason {
-    let first: &(dyn Error + 'static) = err;
-    successors(Some(first), |err| (*err).source())
-        .find_map(|err| err.downcast_ref::<h2::Error>().and_then(h2::Error::reason))
-        .unwrap_or(Reason::INTERNAL_ERROR)
 }

@@ -1,18 +1,18 @@
 //! Ends a connection that is busy with overhead: frames that ask for nothing cost their sender next to nothing.
 //!
 //! Pings, settings, priorities, windows and cancelled requests are all of use, in bounds. Each costs some credit,
-//! which comes back with time, with requests, and with what the visitor is sent. Data costs nothing, but is read by turns
-//! with those it is for.
+//! which comes back with time, with requests, and with what the visitor is sent.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
 use crate::router::connection::Visitor;
+use crate::router::frames::{DATA, Frames, Read};
 use crate::router::io::Io;
 use crate::router::watch::Moment;
 
@@ -31,11 +31,6 @@ const REQUEST: u64 = 4;
 /// Bytes written that earn credit of one: windows are opened for them.
 const BYTES: u64 = 1024;
 
-/// Frames of data after which those they are for have their turn before more is read.
-const TURN: u32 = 500;
-/// The type of such a frame (RFC 9113, section 6.1).
-const DATA: u8 = 0;
-
 /// The last word: GOAWAY with `ENHANCE_YOUR_CALM` (RFC 9113, sections 6.8 and 7).
 const CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
 
@@ -46,14 +41,12 @@ pub(super) struct Guard<S> {
     visitor: Arc<Visitor>,
     frames: Frames,
     credit: Credit,
-    /// Frames of data in this turn.
-    data: u32,
 }
 
 impl<S> Guard<S> {
     /// `io`, of which nothing has been read.
     pub(super) fn new(io: Io<S>, visitor: Arc<Visitor>) -> Self {
-        Self { io, visitor, frames: Frames::default(), credit: Credit::new(), data: 0 }
+        Self { io, visitor, frames: Frames::after(PREFACE), credit: Credit::new() }
     }
 
     fn note_written(&mut self, written: &Poll<io::Result<usize>>) {
@@ -68,24 +61,10 @@ impl<S> Guard<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin + 'static> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.data >= TURN {
-            this.data = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(&mut this.io).poll_read(cx, buf);
-        if read.is_pending() {
-            this.data = 0;
-        }
-        let Self { frames, credit, data, .. } = this;
-        let has_credit = frames.feed(&buf.filled()[before..], |kind, flags| {
-            *data += u32::from(kind == DATA);
-            credit.note(kind, flags)
-        });
-        if has_credit {
-            return read;
-        }
+        let Self { io, frames, credit, .. } = this;
+        let Read::Refused = ready!(frames.poll_read(io, cx, buf, |kind, flags| credit.note(kind, flags)))? else {
+            return Poll::Ready(Ok(()));
+        };
         tracing::info!(
             peer = %this.visitor.peer,
             "Closed a connection of {}, which was busy with overhead only",
@@ -180,71 +159,9 @@ impl Credit {
     }
 }
 
-/// Follows where frames begin (RFC 9113, section 4.1), without looking into them.
-#[derive(Debug, Default)]
-struct Frames {
-    /// Bytes of the preface seen.
-    preface: usize,
-    /// What is known of the head of the frame at hand.
-    head: [u8; 5],
-    /// Bytes of that head seen, of nine.
-    seen: usize,
-    /// Bytes of its payload still to come.
-    payload: u32,
-}
-
-impl Frames {
-    /// Tells `note` of each frame that begins in `bytes`, by type and flags; stops when that says no.
-    fn feed(&mut self, mut bytes: &[u8], mut note: impl FnMut(u8, u8) -> bool) -> bool {
-        let skipped = bytes.len().min(PREFACE.len() - self.preface);
-        self.preface += skipped;
-        bytes = &bytes[skipped..];
-        while !bytes.is_empty() {
-            let skipped = bytes.len().min(self.payload as usize);
-            self.payload -= u32::try_from(skipped).expect("it is no more than the payload");
-            bytes = &bytes[skipped..];
-            while let [byte, rest @ ..] = bytes {
-                if let Some(place) = self.head.get_mut(self.seen) {
-                    *place = *byte;
-                }
-                (bytes, self.seen) = (rest, self.seen + 1);
-                if self.seen == 9 {
-                    let [a, b, c, kind, flags] = self.head;
-                    (self.seen, self.payload) = (0, u32::from_be_bytes([0, a, b, c]));
-                    if !note(kind, flags) {
-                        return false;
-                    }
-                    break;
-                }
-            }
-        }
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn frames_are_told_of_however_they_are_cut_up() {
-        let mut bytes = PREFACE.to_vec();
-        let frames = [(4, 0, 0), (0, 0, 3), (6, 1, 8), (0, 1, 70_000), (8, 0, 4)];
-        for (kind, flags, length) in frames {
-            bytes.extend([&u32::to_be_bytes(length)[1..], &[kind, flags, 0, 0, 0, 1]].concat());
-            bytes.extend(vec![9; length as usize]);
-        }
-        for step in [1, 2, 7, 100, bytes.len()] {
-            let (mut seen, mut followed) = (Vec::new(), Frames::default());
-            for chunk in bytes.chunks(step) {
-                assert!(followed.feed(chunk, |kind, flags| {
-                    seen.push((kind, flags));
-                    true
-                }));
-            }
-            assert_eq!(seen, frames.map(|(kind, flags, _)| (kind, flags)), "by {step}");
-        }
-    }
 
     #[test]
     fn what_is_sent_pays_for_windows_and_requests_pay_for_themselves() {

@@ -34,7 +34,7 @@ use super::generation::Stage;
 use super::inbox::Inbox;
 use super::io::Io;
 use super::watch::Moment;
-use super::{Limits, Shared};
+use super::{Limits, Shared, frames};
 
 /// What a connection begins with (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,9 +43,6 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all requests of a connection.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Bytes of memory that frames which nobody has taken may cost beyond what they hold. A guard sees to it that they are
-/// taken before there are as many.
-const FRAMES: usize = 1024 * 1024;
 /// Bytes of one answer that wait for their turn on the connection before more is read.
 const SEND_BUFFER: usize = 16 * 1024;
 /// Bytes of all answers of a connection that are read ahead, together, as far as each gets enough to go on.
@@ -82,7 +79,7 @@ fn builder(limits: &Limits) -> server::Builder {
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .data_frame_budget(FRAMES)
+        .data_frame_budget(frames::RECORDS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(Some(ERRORS))
