@@ -28,10 +28,10 @@ use super::watch::{Moment, Watch};
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    /// A visitor of HTTP/1.1 broke off, or sent what is not HTTP; or a service that speaks HTTP/2 did.
+    /// A visitor of HTTP/1.1 broke off, or sent what is not HTTP.
     #[error("the message broke off")]
     Broken(#[source] hyper::Error),
-    /// A visitor of HTTP/2 took the request back, or his connection broke.
+    /// What came by HTTP/2 was taken back, or its connection broke.
     #[error("the message broke off")]
     Reset(#[source] h2::Error),
     /// The service broke off, or sent what is not HTTP.

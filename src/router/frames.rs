@@ -103,8 +103,31 @@ impl Frames {
     }
 }
 
+/// A reader of frames that are all wanted.
+#[derive(Debug)]
+pub(super) struct Paced<R> {
+    reads: R,
+    frames: Frames,
+}
+
+impl<R> Paced<R> {
+    /// `reads`, of which nothing has been read.
+    pub(super) fn new(reads: R) -> Self {
+        Self { reads, frames: Frames::default() }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Paced<R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { reads, frames } = self.get_mut();
+        frames.poll_read(reads, cx, buf, |_, _| true).map_ok(|_| ())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     #[test]
@@ -125,5 +148,26 @@ mod tests {
             }
             assert_eq!(seen, frames.map(|(kind, flags, _)| (kind, flags)), "by {step}");
         }
+    }
+
+    #[test]
+    fn after_a_turn_others_have_theirs() {
+        const FRAME: [u8; 10] = [0, 0, 1, DATA, 0, 0, 0, 0, 1, 7];
+        let bytes = FRAME.repeat(5_000);
+        let (mut reads, mut turns, mut seen) = (Paced::new(&bytes[..]), vec![0], 0);
+        let mut cx = Context::from_waker(Waker::noop());
+        while seen < bytes.len() {
+            let mut part = [0; 1_000];
+            let mut part = ReadBuf::new(&mut part);
+            match Pin::new(&mut reads).poll_read(&mut cx, &mut part) {
+                Poll::Ready(read) => {
+                    read.unwrap();
+                    seen += part.filled().len();
+                    *turns.last_mut().unwrap() += part.filled().len() / FRAME.len();
+                }
+                Poll::Pending => turns.push(0),
+            }
+        }
+        assert_eq!(turns, [TURN as usize; 10]);
     }
 }

@@ -209,6 +209,41 @@ async fn requests_share_a_connection_and_a_closed_one_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_service_says_goodbye_gets_no_more_requests() {
+    let service = Service::raw(|stream, which| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let mut kept = Vec::new();
+        while let Some(Ok((asked, mut respond))) = connection.accept().await {
+            if asked.uri().path() == "/first" {
+                kept.push(respond.send_response(Response::new(()), false).unwrap());
+                connection.graceful_shutdown();
+            } else {
+                number(asked, respond, which).await;
+            }
+        }
+    })
+    .await;
+    let config = RouterConfig { workers: std::num::NonZeroUsize::MIN, ..RouterConfig::default() };
+    let front = Front::with(config, route(&service)).await;
+    let mut visitor = Http2::connect(&front).await;
+    let (response, _stream) = visitor.begin(request("GET", "/first")).await;
+    let mut first = patiently(response).await.unwrap().into_body();
+    patiently(async {
+        loop {
+            let reply = visitor.get("/").await;
+            assert_eq!(reply.status, 200);
+            if reply.text() == "1" {
+                return;
+            }
+        }
+    })
+    .await;
+    let mut goes_on = std::pin::pin!(first.data());
+    let still = tokio::time::timeout(Duration::from_millis(1), &mut goes_on).await;
+    assert!(still.is_err(), "the first one has not ended: {still:?}");
+}
+
+#[tokio::test]
 async fn more_calls_than_a_connection_takes_get_another() {
     let (counted, mut connections) = tokio::sync::mpsc::channel(200);
     let service = service(move |_, respond, number| {

@@ -1,13 +1,15 @@
 //! Services that speak HTTP/2 in clear text, such as those of gRPC: few connections, many requests on each.
 //!
-//! Nothing is put together or taken apart on the way: messages stream both ways as they come, trailers included.
+//! Messages stream both ways as they come, trailers included; `links` keeps the connections.
 //!
 //! **Invariant:** a visitor who takes or sends nothing holds up nobody else on the same connection.
 
+mod links;
+
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,97 +18,31 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::rt::Executor;
-use hyper_util::rt::TokioIo;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::AbortOnDropHandle;
 
+use self::links::Link;
+pub(super) use self::links::Links;
 use super::Timeouts;
 use super::body::{Body, BodyError, RequestBody, Source};
 use super::connection::Visitor;
 use super::forward;
 use super::headers;
 use super::origin::Origin;
+use super::outbox::Outbox;
 use super::pages::Problem;
+use super::streamed::Streamed;
 use super::upstream::Claim;
 use super::visitor_body::VisitorBody;
 use super::watch::Moment;
 
-/// Requests on one connection before there is another. Many servers allow a hundred.
-const REQUESTS_MAX: usize = 100;
-/// How often a request is sent before it is given up, if nothing of it was.
+/// How many connections are tried before a request is given up, if nothing of it was sent.
 const TRIES: usize = 3;
-/// Bytes of one answer that a service may send before the visitor has taken them.
-const STREAM_WINDOW: u32 = 128 * 1024;
-/// The same for all of a connection: as much as there is (RFC 9113, section 6.9.1), so that those who take nothing do
-/// not use up what the others need.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// Bytes of one request that wait for the service.
-const SEND_BUFFER: usize = 64 * 1024;
-
-/// The connections to one version of a service: for each of the router's threads, its own.
-#[derive(Debug)]
-pub(super) struct Links {
-    lanes: Box<[Lane]>,
-    /// The tasks that read and write, which end with the connections.
-    tasks: TaskTracker,
-}
-
-/// The connections of one thread.
-#[derive(Debug, Default)]
-struct Lane {
-    open: Mutex<Vec<Link>>,
-    /// Held while there is to be another: those who want one meanwhile wait for it.
-    opening: tokio::sync::Mutex<()>,
-}
-
-/// One connection.
-#[derive(Debug, Clone)]
-struct Link {
-    send: SendRequest<Upload>,
-    /// Held by each request on it, and once here.
-    inside: Arc<()>,
-}
-
-impl Links {
-    /// None yet, for so many threads.
-    pub(super) fn new(lanes: usize) -> Self {
-        Self { lanes: (0..lanes).map(|_| Lane::default()).collect(), tasks: TaskTracker::new() }
-    }
-
-    /// Lets go of the connections: each closes after its last request.
-    pub(super) fn empty(&self) {
-        (0..self.lanes.len()).for_each(|lane| self.lane(lane).clear());
-    }
-
-    fn lane(&self, lane: usize) -> MutexGuard<'_, Vec<Link>> {
-        self.lanes[lane].open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One that has room.
-    fn find(&self, lane: usize) -> Option<Link> {
-        let mut links = self.lane(lane);
-        links.retain(|link| !link.send.is_closed());
-        links.iter().find(|link| Arc::strong_count(&link.inside) <= REQUESTS_MAX).cloned()
-    }
-}
-
-/// Where hyper's tasks for a connection run.
-#[derive(Debug, Clone)]
-struct Tasks(TaskTracker);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
-    }
-}
 
 /// What a visitor asks of a service.
 #[derive(Debug)]
 pub(super) struct Asked {
-    request: Request<Upload>,
+    head: Request<()>,
+    upload: Option<Upload>,
     progress: Arc<Progress>,
     /// Whether it is a call of gRPC, in which both sides may be silent for long.
     is_call: bool,
@@ -124,8 +60,9 @@ impl Asked {
         let is_call = kind.starts_with(b"application/grpc");
         let progress = Arc::new(Progress::new());
         let idle = if is_call { timeouts.streaming_idle } else { timeouts.idle };
-        let body = Upload { body: RequestBody::new(body, idle), progress: Arc::clone(&progress) };
-        Self { request: Request::from_parts(parts, body), progress, is_call }
+        let upload = (!body.is_end_stream())
+            .then(|| Upload { body: RequestBody::new(body, idle), progress: Arc::clone(&progress) });
+        Self { head: Request::from_parts(parts, ()), upload, progress, is_call }
     }
 }
 
@@ -168,7 +105,7 @@ impl Progress {
     }
 }
 
-/// A request's body, as the visitor sends it. It is polled by the connection's task.
+/// A request's body, as the visitor sends it.
 #[derive(Debug)]
 struct Upload {
     body: RequestBody,
@@ -219,74 +156,74 @@ pub(super) async fn forward(
     visitor: &Visitor,
     timeouts: &Timeouts,
 ) -> Result<Response<Body>, Problem> {
-    let Asked { mut request, progress, is_call } = asked;
+    let Asked { head, upload, progress, is_call } = asked;
     let limit = if is_call { timeouts.streaming_idle } else { timeouts.response_header };
+    let links = claim.links().ok_or(Problem::Switching)?;
     let mut tries = 0..TRIES;
-    loop {
-        let kept = claim.links().and_then(|links| links.find(visitor.lane));
-        let mut link = match kept {
+    let (link, mut send) = loop {
+        let link = match links.find(visitor.lane) {
             Some(link) => link,
-            None => connect(&claim, visitor.lane, timeouts).await?,
+            None => connect(&claim, links, visitor.lane, timeouts).await?,
         };
         tries.next();
-        match wait(&claim, link.send.try_send_request(request), &progress, visitor, limit).await? {
-            Ok(response) => return Ok(answer(response, link.inside, claim, visitor, timeouts)),
-            // Nothing of it was sent: the connection had been closed meanwhile.
-            Err((_, Some(unsent))) if !tries.is_empty() => request = unsent,
-            Err((err, _)) => return Err(problem(&claim, &progress, &err)),
+        match wait(&claim, link.ready(), &progress, visitor, limit).await? {
+            Ok(send) => break (link, send),
+            // The connection had been closed meanwhile.
+            Err(_) if !tries.is_empty() => {}
+            Err(err) => return Err(problem(&claim, &progress, &err)),
         }
-    }
+    };
+    let sent = send.send_request(head, upload.is_none());
+    drop(send);
+    let (answering, stream) = sent.map_err(|err| problem(&claim, &progress, &err))?;
+    let uploading = upload.map(|upload| {
+        let mut rest = Outbox::new(upload, stream);
+        AbortOnDropHandle::new(links.spawn(async move {
+            if let Err(err) = poll_fn(|cx| rest.poll(cx)).await {
+                tracing::debug!(error = %err, "A request broke off");
+            }
+        }))
+    });
+    let response = wait(&claim, answering, &progress, visitor, limit).await?;
+    let (mut parts, body) = response.map_err(|err| problem(&claim, &progress, &err))?.into_parts();
+    headers::clean_response(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    let body = if body.is_end_stream() {
+        Body::empty()
+    } else {
+        let body = links.receive(body, &parts.headers);
+        let source = Source::new(claim, body.size_hint().exact(), visitor.watch.clone(), timeouts);
+        AnswerBody { body, source, _link: link, _uploading: uploading }.into()
+    };
+    Ok(Response::from_parts(parts, body))
 }
 
-type Unsent = (hyper::Error, Option<Request<Upload>>);
-
-async fn connect(claim: &Claim, lane: usize, timeouts: &Timeouts) -> Result<Link, Problem> {
+async fn connect(claim: &Claim, links: &Links, lane: usize, timeouts: &Timeouts) -> Result<Link, Problem> {
     let deployment = claim.deployment();
-    let links = claim.links().ok_or(Problem::Switching)?;
-    let _one_at_a_time = links.lanes[lane].opening.lock().await;
+    let _one_at_a_time = links.opening(lane).await;
     if let Some(link) = links.find(lane) {
         return Ok(link);
     }
     let (stream, _) = forward::connect(claim, timeouts).await?.into_parts();
-    let mut builder = Builder::new(Tasks(links.tasks.clone()));
-    builder
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER);
-    let (send, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|err| {
+    links.open(lane, stream, claim).await.map_err(|err| {
         tracing::warn!(deployment.id = %deployment, error = %err, "Deployment {deployment} does not speak HTTP/2");
         Problem::Broken
-    })?;
-    links.tasks.spawn(async move {
-        if let Err(err) = connection.await {
-            tracing::debug!(deployment.id = %deployment, error = %err, "A connection to {deployment} broke off");
-        }
-    });
-    let link = Link { send, inside: Arc::new(()) };
-    let mut kept = links.lane(lane);
-    // Under the lock: a drain empties them after it has closed the upstream.
-    if !claim.is_closing() {
-        kept.push(link.clone());
-    }
-    Ok(link)
+    })
 }
 
-/// Waits for the answer's head.
-async fn wait(
+/// Waits for `step` on the way to an answer's head.
+async fn wait<T>(
     claim: &Claim,
-    answering: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>>,
+    step: impl Future<Output = T>,
     progress: &Progress,
     visitor: &Visitor,
     limit: Duration,
-) -> Result<Result<Response<Incoming>, Unsent>, Problem> {
-    let mut answering = pin!(answering);
+) -> Result<T, Problem> {
+    let mut step = pin!(step);
     let begun = Moment::now();
     poll_fn(|cx| {
-        if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
-            return Poll::Ready(Ok(answered.map_err(|mut err| {
-                let unsent = err.take_message();
-                (err.into_error(), unsent)
-            })));
+        if let Poll::Ready(done) = step.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
         }
         let deployment = claim.deployment();
         if claim.is_cut() {
@@ -307,7 +244,7 @@ async fn wait(
     .await
 }
 
-fn problem(claim: &Claim, progress: &Progress, err: &hyper::Error) -> Problem {
+fn problem(claim: &Claim, progress: &Progress, err: &h2::Error) -> Problem {
     match progress.stopped() {
         Stop::Silent => return Problem::VisitorSilent,
         Stop::Broken => return Problem::BadRequest("The request's body broke off, or is not valid."),
@@ -321,27 +258,13 @@ fn problem(claim: &Claim, progress: &Progress, err: &hyper::Error) -> Problem {
     Problem::Broken
 }
 
-fn answer(
-    response: Response<Incoming>,
-    inside: Arc<()>,
-    claim: Claim,
-    visitor: &Visitor,
-    timeouts: &Timeouts,
-) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    headers::clean_response(&mut parts.headers);
-    parts.version = Version::HTTP_11;
-    let source = Source::new(claim, body.size_hint().exact(), visitor.watch.clone(), timeouts);
-    let body = AnswerBody { body, source, _inside: inside };
-    Response::from_parts(parts, body.into())
-}
-
 /// What a service answers.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
-    body: Incoming,
+    body: Streamed,
     source: Source,
-    _inside: Arc<()>,
+    _link: Link,
+    _uploading: Option<AbortOnDropHandle<()>>,
 }
 
 impl HttpBody for AnswerBody {
@@ -350,8 +273,8 @@ impl HttpBody for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { body, source, .. } = self.get_mut();
-        Poll::Ready(match ready!(source.limit(Pin::new(body).poll_frame(cx))) {
-            Ok(frame) => frame.map(|frame| frame.map_err(BodyError::Broken)),
+        Poll::Ready(match ready!(source.limit(body.poll_frame(cx))) {
+            Ok(frame) => frame.map(|frame| frame.map_err(BodyError::Reset)),
             Err(err) => Some(Err(err)),
         })
     }
