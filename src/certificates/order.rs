@@ -136,13 +136,11 @@ impl Desk {
         let policy = RetryPolicy::new().timeout(PATIENCE);
         if order.state().status == OrderStatus::Pending {
             let offers = self.prove(&mut order, name).await?;
-            let status = order.poll_ready(&policy).await;
-            if let Err(AcmeError::Api(_)) | Ok(OrderStatus::Invalid) = status {
+            if !is_proven(&mut order, &policy).await? {
                 let problem = problem_of(&mut order).await.unwrap_or_else(|| "it does not say why".to_owned());
                 self.store.drop_order(name).await?;
                 return Err(Failure::Unproven { name: name.clone(), problem });
             }
-            status?;
             drop(offers);
         }
         if order.state().status == OrderStatus::Ready {
@@ -244,6 +242,16 @@ impl Desk {
     }
 }
 
+/// Waits until the authority has looked; whether it has found the proof.
+async fn is_proven(order: &mut Order, policy: &RetryPolicy) -> Result<bool, Failure> {
+    match order.poll_ready(policy).await.map_err(Failure::from) {
+        Ok(status) => Ok(status != OrderStatus::Invalid),
+        // What is wrong with the order, and not with the question.
+        Err(Failure::Refused(AcmeError::Api(_))) => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
 /// What the authority says of a proof it did not find.
 async fn problem_of(order: &mut Order) -> Option<String> {
     let mut authorizations = order.authorizations();
@@ -279,7 +287,63 @@ fn request(name: &CertificateName, key: &KeyPair) -> Result<Vec<u8>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::{Request, Response, StatusCode};
+    use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+    use rstest::rstest;
+
     use super::*;
+
+    /// An authority that has one order, of which it says the second thing from the second question on.
+    struct Fake {
+        later: (StatusCode, &'static str),
+        asked: AtomicBool,
+    }
+
+    impl HttpClient for Fake {
+        fn request(
+            &self,
+            asked: Request<BodyWrapper<bytes::Bytes>>,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<BytesResponse, AcmeError>> + Send>> {
+            let said = match asked.uri().path() {
+                "/order" if self.asked.swap(true, Ordering::Relaxed) => self.later,
+                "/order" => (StatusCode::OK, r#"{"status": "pending", "authorizations": [], "finalize": ""}"#),
+                _ => (StatusCode::OK, r#"{"newNonce": "https://ca/nonce", "newAccount": "", "newOrder": ""}"#),
+            };
+            let (status, text) = said;
+            let body = http_body_util::Full::new(bytes::Bytes::from(text));
+            let response = Response::builder().status(status).header("replay-nonce", "n").body(body);
+            Box::pin(async move { Ok(response.unwrap().into()) })
+        }
+    }
+
+    #[rstest]
+    #[case::found(200, r#"{"status": "ready", "authorizations": [], "finalize": ""}"#, "Ok(true)")]
+    #[case::not_found(200, r#"{"status": "invalid", "authorizations": [], "finalize": ""}"#, "Ok(false)")]
+    #[case::told(
+        200,
+        r#"{"status": "invalid", "authorizations": [], "finalize": "",
+            "error": {"type": "urn:ietf:params:acme:error:unauthorized", "detail": "because"}}"#,
+        "Ok(false)"
+    )]
+    #[case::turned_away(400, r#"{"type": "urn:ietf:params:acme:error:badNonce"}"#, "Err(Authority(")]
+    #[case::too_often(429, r#"{"type": "urn:ietf:params:acme:error:rateLimited"}"#, "Err(Limited(")]
+    #[case::forgotten(400, r#"{"type": "urn:ietf:params:acme:error:accountDoesNotExist"}"#, "Err(NoAccount(")]
+    #[tokio::test]
+    async fn only_what_is_said_of_the_order_itself_is_a_missing_proof(
+        #[case] status: u16,
+        #[case] text: &'static str,
+        #[case] expected: &str,
+    ) {
+        let fake = Fake { later: (status.try_into().unwrap(), text), asked: AtomicBool::new(false) };
+        let key = PrivatePkcs8KeyDer::from(KeyPair::generate().unwrap().serialize_der());
+        let builder = Account::builder_with_http(Box::new(fake));
+        let account = builder.from_parts("https://ca/me".to_owned(), key, "https://ca/dir".to_owned()).await.unwrap();
+        let mut order = account.order("https://ca/order".to_owned()).await.unwrap();
+        let proven = is_proven(&mut order, &RetryPolicy::new()).await;
+        assert!(format!("{proven:?}").starts_with(expected), "{proven:?}");
+    }
 
     fn problem(kind: &str) -> AcmeError {
         let text = format!(r#"{{"type": "urn:ietf:params:acme:error:{kind}", "detail": "because"}}"#);
