@@ -163,21 +163,26 @@ pub(crate) async fn change_rows(statement: &str) -> u64 {
     done.unwrap_or_else(|err| panic!("{statement}: {err}")).rows_affected()
 }
 
-/// Prints what can be seen of a machine on which a test has failed.
+/// Prints what can be seen of a machine on which a test has failed: the end of it, where it is long.
 #[expect(clippy::disallowed_methods, reason = "a destructor cannot wait for tokio")]
 pub(super) fn show(cursor: &str) {
+    const LINES: usize = 300;
     let after = format!("--after-cursor={cursor}");
-    let journal = ["journalctl", "--no-pager", "--no-hostname", "--output=short-precise", "--lines=300", &after];
     for command in [
         &["kennel", "builds"][..],
         &["kennel", "status"],
         &["systemctl", "list-units", "--all", "--no-pager", "--no-legend", "kennel*"],
-        &journal,
+        &["journalctl", "--priority=warning", "--no-pager", "--no-hostname", "--output=short-precise", &after],
+        &["journalctl", "--no-pager", "--no-hostname", "--output=short-precise", &after],
     ] {
         let output = std::process::Command::new(command[0]).args(&command[1..]).output();
         println!("--- {}", command[..2].join(" "));
         match output {
-            Ok(output) => println!("{}{}", machine::text(&output.stdout), machine::text(&output.stderr)),
+            Ok(output) => {
+                let text = format!("{}{}", machine::text(&output.stdout), machine::text(&output.stderr));
+                let lines: Vec<_> = text.lines().collect();
+                println!("{}\n", lines[lines.len().saturating_sub(LINES)..].join("\n"));
+            }
             Err(err) => println!("{err}"),
         }
     }
