@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
 use super::worker::{BuildReport, FetchReport};
 use super::{Context, is_running};
@@ -10,6 +11,9 @@ use crate::crash::{self, Point};
 use crate::host::{BuildJob, BuildPhase, BuildUnitSpec, FETCH_TIMEOUT_SECS, Machine, UnitState, build_timeout_secs};
 use crate::model::{BuildId, UnitName};
 use crate::store::ClaimedBuild;
+
+/// How often a unit is started again that has ended before its worker did anything.
+const STARTS: usize = 3;
 
 /// Whether a unit of the build runs, or its last one has reported.
 pub(super) async fn is_under_way(machine: &dyn Machine, build: BuildId) -> anyhow::Result<bool> {
@@ -97,20 +101,38 @@ async fn outcome<Report: DeserializeOwned>(
     machine: &dyn Machine,
     spec: &BuildUnitSpec,
 ) -> anyhow::Result<Result<Report, String>> {
-    let end = machine.wait_unit(&spec.unit()).await?;
-    crash::point(if spec.phase == BuildPhase::Fetch { Point::FetchEnded } else { Point::BuildEnded });
-    if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
-        let parsed = serde_json::from_slice(&report);
-        return Ok(Ok(parsed.with_context(|| format!("the report of {} is not readable", spec.unit()))?));
+    let mut starts = 0..STARTS;
+    loop {
+        let end = machine.wait_unit(&spec.unit()).await?;
+        crash::point(if spec.phase == BuildPhase::Fetch { Point::FetchEnded } else { Point::BuildEnded });
+        if let Some(report) = machine.build_report(spec.build, spec.phase).await? {
+            let parsed = serde_json::from_slice(&report);
+            return Ok(Ok(parsed.with_context(|| format!("the report of {} is not readable", spec.unit()))?));
+        }
+        // A worker reports before it ends well. With `PrivatePIDs=`, systemd starts it by way of another process, and
+        // may take the end of that one for the end of the unit (257 does, once in some thousand starts).
+        let never_began = match &end {
+            UnitState::Dead { result } => result == "success",
+            _ => true,
+        };
+        if !never_began || starts.next().is_none() {
+            return Ok(Err(in_words(&end, spec)));
+        }
+        warn!("{} ended before its work began; starting it again", spec.unit());
+        ensure_started(machine, spec).await?;
     }
-    Ok(Err(match end {
+}
+
+/// How a unit ended that has not reported.
+fn in_words(end: &UnitState, spec: &BuildUnitSpec) -> String {
+    match end {
         UnitState::Dead { result } if result.contains("timeout") => {
             format!("took longer than {} s and was ended", spec.timeout_secs)
         }
         UnitState::Dead { result } if result.contains("oom") => "needed more memory than it may have".to_owned(),
         UnitState::Dead { result } => format!("ended without a result ({result})"),
         _ => "ended without a result".to_owned(),
-    }))
+    }
 }
 
 /// Milliseconds as the rows keep them.

@@ -1,6 +1,6 @@
 //! From a queued build to recorded artifacts.
 
-use kennel::host::fake::Gate;
+use kennel::host::fake::{Gate, Op};
 use kennel::model::{ArtifactState as A, BuildState as B, DeploymentState as S};
 
 use crate::harness::{Harness, Script, commit};
@@ -67,7 +67,23 @@ async fn a_build_that_runs_on_through_a_restart_is_taken_over() {
     gate.open();
     harness.until_quiet().await;
     assert_eq!(harness.build_states().await, [B::Success]);
-    assert_eq!(harness.machine.calls(kennel::host::fake::Op::StartBuild), 2, "one fetch and one build, once each");
+    assert_eq!(harness.machine.calls(Op::StartBuild), 2, "one fetch and one build, once each");
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_that_ends_before_its_work_begins_is_started_again() {
+    let mut harness = Harness::start().await;
+    harness.deploy("main", &commit('a'), Script { stillborn: 3, ..Script::api("1") }).await;
+    assert_eq!(harness.build_states().await, [B::Success]);
+    let first = harness.machine.calls(Op::StartBuild);
+    assert_eq!(first, 2 + 3, "a fetch, a build, and each that never began once more");
+
+    harness.deploy("main", &commit('b'), Script { stillborn: 100, ..Script::api("2") }).await;
+    assert_eq!(harness.build_states().await, [B::Success, B::Failed]);
+    let reason = harness.builds().await[0].reason.clone().unwrap();
+    assert_eq!(reason, "the fetch ended without a result");
+    assert_eq!(harness.machine.calls(Op::StartBuild) - first, 2 + 3, "the fetch is given up");
     harness.finish().await;
 }
 

@@ -50,8 +50,12 @@ impl FakeMachine {
         if state.build_units.contains_key(&unit) {
             return Ok(());
         }
-        state.plans.insert(build, plan.clone());
+        let left = plan.stillborn.saturating_sub(1);
+        state.plans.insert(build, FakeBuild { stillborn: left, ..plan.clone() });
         state.reports.remove(&(build, phase));
+        if plan.stillborn > 0 {
+            return Ok(());
+        }
         let (machine, of, mut changed) = (self.downgrade(), unit.clone(), self.inner.changed.subscribe());
         let task = self.spawn(async move {
             if phase == BuildPhase::Build {
@@ -137,6 +141,7 @@ mod tests {
             outputs: [("api".parse().unwrap(), "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-api".parse().unwrap())]
                 .into(),
             gate: Some(held.clone()),
+            stillborn: 0,
         });
         machine.ensure_build_dirs(build, &job(build)).await.unwrap();
         let fetch = spec(build, BuildPhase::Fetch);

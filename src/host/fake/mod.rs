@@ -65,6 +65,8 @@ pub struct FakeBuild {
     pub outputs: BTreeMap<ServiceName, StorePath>,
     /// Held closed, it keeps the build running.
     pub gate: Option<Gate>,
+    /// How many of its units end before their work begins.
+    pub stillborn: usize,
 }
 
 /// Tells what becomes of a build.

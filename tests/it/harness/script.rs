@@ -18,6 +18,8 @@ pub(crate) struct Script {
     pub(crate) outputs: BTreeMap<String, StorePath>,
     /// Held closed, it keeps the build running.
     pub(crate) gate: Option<Gate>,
+    /// How many of the build's units end before their work begins.
+    pub(crate) stillborn: usize,
 }
 
 impl Script {
@@ -30,7 +32,7 @@ impl Script {
     pub(crate) fn named(services: &[&str], version: &str) -> Self {
         let manifest = services.iter().map(|name| format!("[services.{name}]\ndrain_secs = 1\n")).collect();
         let outputs = services.iter().map(|name| ((*name).to_owned(), store_path(name, version))).collect();
-        Self { manifest, outputs, gate: None }
+        Self { manifest, outputs, ..Self::default() }
     }
 
     /// One static site, `web`.
@@ -38,7 +40,7 @@ impl Script {
         Self {
             manifest: "[static_sites.web]\n".to_owned(),
             outputs: [("web".to_owned(), store_path("web", version))].into(),
-            gate: None,
+            ..Self::default()
         }
     }
 }
@@ -79,5 +81,6 @@ pub(super) fn work(scripts: &Scripts, job: &BuildJob) -> FakeBuild {
         build: Some(serde_json::to_vec(&report).unwrap()),
         outputs: script.outputs.iter().map(|(name, path)| (name.parse().unwrap(), path.clone())).collect(),
         gate: script.gate,
+        stillborn: script.stillborn,
     }
 }
