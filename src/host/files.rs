@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -76,12 +76,14 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_file(path))
 }
 
-/// Removes links that an interrupted [`replace_link`] left in a directory.
-pub(super) fn remove_link_drafts(dir: &Path) -> io::Result<()> {
+/// Removes what an interrupted [`replace_link`] or [`ensure_dir_of`] left in a directory.
+pub(super) fn remove_drafts(dir: &Path) -> io::Result<()> {
     for name in names(dir)?.into_iter().filter(|name| is_draft(name)) {
         let path = dir.join(name);
-        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
-            unless_missing(fs::remove_file(path))?;
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => unless_missing(fs::remove_file(path))?,
+            Ok(found) if found.is_dir() => unless_missing(fs::remove_dir(path))?,
+            _ => {}
         }
     }
     Ok(())
@@ -115,6 +117,17 @@ pub(super) fn ensure_dir(path: &Path, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Has a directory of this user's and group's; a new one has its mode and both from the moment that it is there.
+pub(super) fn ensure_dir_of(path: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return chown(path, Some(uid), Some(gid));
+    }
+    let draft = draft(path);
+    ensure_dir(&draft, mode)?;
+    chown(&draft, Some(uid), Some(gid))?;
+    fs::rename(&draft, path)
 }
 
 /// Has the file system keep what was done to the directory that holds `path`.
@@ -219,6 +232,31 @@ mod tests {
         fs::write(dir.path().join(".job.json.new"), "half").unwrap();
         remove(&path).unwrap();
         assert_eq!(names(dir.path()).unwrap(), ["victim"]);
+    }
+
+    #[test]
+    fn a_new_directory_is_never_seen_without_its_mode() {
+        let dir = dir();
+        let own = fs::metadata(dir.path()).unwrap();
+        let paths: Vec<_> = (0..500).map(|number| dir.path().join(number.to_string())).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for path in &paths {
+                    let found = loop {
+                        match fs::metadata(path) {
+                            Ok(found) => break found,
+                            Err(_) => std::thread::yield_now(),
+                        }
+                    };
+                    assert_eq!(found.mode() & 0o7777, 0o750);
+                }
+            });
+            for path in &paths {
+                ensure_dir_of(path, 0o750, own.uid(), own.gid()).unwrap();
+                ensure_dir_of(path, 0o750, own.uid(), own.gid()).unwrap();
+            }
+        });
+        assert_eq!(names(dir.path()).unwrap().len(), paths.len());
     }
 
     #[test]

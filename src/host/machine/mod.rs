@@ -233,8 +233,8 @@ impl Machine for SystemdMachine {
         let ((uid, gid), log_gid) = (self.build_ids, self.log_gid);
         let work = move || {
             let job = job?;
-            files::ensure_dir(&log_dir, 0o750)?;
-            chown(&log_dir, Some(uid), Some(log_gid.unwrap_or(gid)))?;
+            // Who follows the build may look for it already.
+            files::ensure_dir_of(&log_dir, 0o750, uid, log_gid.unwrap_or(gid))?;
             files::ensure_dir(&work_dir, 0o700)?;
             // Before it is the build user's, so that it is never without.
             files::replace(&work_dir.join("job.json"), &job, 0o444)?;

@@ -115,14 +115,14 @@ pub(super) fn empty_trash(layout: &Layout, older_than: Duration) -> io::Result<(
     Ok(())
 }
 
-/// Removes links of sites that were not put in place, and the directories of projects and branches that hold nothing.
+/// Removes what was made and not put in place, and the directories of projects and branches that hold nothing.
 pub(super) fn remove_remains(layout: &Layout) -> io::Result<()> {
     use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
     for top in layout.services_dirs().into_iter().chain([layout.sites_dir()]) {
         for project in files::names(&top)?.into_iter().map(|name| top.join(name)) {
             let branches = files::names(&project)?.into_iter().map(|name| project.join(name));
             for dir in branches.chain([project.clone()]) {
-                files::remove_link_drafts(&dir)?;
+                files::remove_drafts(&dir)?;
                 match fs::remove_dir(&dir) {
                     Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
                         return Err(error);
@@ -132,7 +132,7 @@ pub(super) fn remove_remains(layout: &Layout) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    files::remove_drafts(&layout.log_dirs())
 }
 
 /// What the link a worker left says, if that is a store path that exists.
@@ -242,7 +242,12 @@ mod tests {
         for draft in ["shop/main/.web.new", "shop/topic/.api.new"] {
             std::os::unix::fs::symlink("/nix/store/y", sites.join(draft)).unwrap();
         }
+        // Or of a directory for logs.
+        for dir in [".7.new", "6"] {
+            fs::create_dir_all(layout.log_dirs().join(dir)).unwrap();
+        }
         remove_remains(&layout).unwrap();
+        assert_eq!(files::names(&layout.log_dirs()).unwrap(), ["6"]);
         assert_eq!(files::names(&sites).unwrap(), ["note", "shop"]);
         assert_eq!(files::names(&sites.join("shop")).unwrap(), ["main"]);
         assert_eq!(files::names(&sites.join("shop/main")).unwrap(), ["web"]);

@@ -27,7 +27,8 @@ pub(super) async fn put(store_path: &str) {
         fs::create_dir_all(Path::new(STATE).join(format!("sites/gone/{n}"))).unwrap();
         fs::create_dir_all(Path::new(STATE).join("sites/ghost/main")).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("sites/ghost/main/w{n}"))).unwrap();
-        // One that was not put in its place, beside one that was.
+        // What was not put in its place, beside what was.
+        fs::create_dir_all(Path::new(STATE).join(format!("logs/.91{n}.new"))).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("sites/hello/main/.web{n}.new"))).unwrap();
         symlink(store_path, Path::new(STATE).join(format!("gcroots/900{n}-ghost"))).unwrap();
         // Since 1970: that is long enough.

@@ -216,10 +216,11 @@ async fn strays(rows: &Rows) -> Vec<String> {
     found
 }
 
-/// Files and links that were made beside their place and never put there.
+/// Files, links and directories that were made beside their place and never put there.
 fn drafts() -> Vec<String> {
     let state = Path::new(STATE);
-    let mut dirs = vec![Path::new(UNITS).to_owned(), Path::new(RUN).join("secrets"), state.join("gcroots")];
+    let mut dirs =
+        vec![Path::new(UNITS).to_owned(), Path::new(RUN).join("secrets"), state.join("gcroots"), state.join("logs")];
     let branches = three_deep(&state.join("sites"));
     dirs.extend(branches.iter().filter_map(|place| Some(state.join("sites").join(place).parent()?.to_owned())));
     let names = dirs.into_iter().flat_map(|dir| machine::names(&dir).into_iter().map(move |name| (dir.clone(), name)));
