@@ -61,8 +61,8 @@ async fn flood(attacker: Frames, frames: Vec<u8>, times: usize) -> Option<Option
 #[tokio::test]
 async fn a_flood_of_overhead_ends_its_connection(#[case] one: Vec<u8>) {
     let (_service, front) = front(Limits::default()).await;
-    // In pieces, so that what comes back is read meanwhile.
     let attacker = Frames::connect(&front, &[]).await;
+    // In pieces, so that what comes back is read meanwhile.
     let closed = flood(attacker, one.repeat(100), FLOOD / 100).await;
     assert!(matches!(closed, Some(None | Some(Reason::ENHANCE_YOUR_CALM))), "{closed:?}");
     is_served(&front).await;

@@ -2,6 +2,8 @@
 
 mod endings;
 mod floods;
+mod links;
+mod messages;
 mod requests;
 mod services;
 mod websockets;

@@ -7,7 +7,7 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(200);
 
 /// A service that does `talk` with each request; the last argument counts its connection.
-async fn service<F, T>(talk: F) -> Service
+pub(super) async fn service<F, T>(talk: F) -> Service
 where
     F: Fn(Request<RecvStream>, SendResponse<Bytes>, usize) -> T + Clone + Send + 'static,
     T: Future<Output = ()> + Send + 'static,
@@ -27,7 +27,7 @@ where
     .await
 }
 
-fn route(service: &Service) -> Vec<Route> {
+pub(super) fn route(service: &Service) -> Vec<Route> {
     let destination = Destination::Service { port: service.port, protocol: Protocol::H2c, health_path: None };
     vec![Route { destination, ..route_to(1, service.port) }]
 }
@@ -36,7 +36,7 @@ fn status(code: &'static str) -> HeaderMap {
     HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static(code))])
 }
 
-fn call() -> Request<()> {
+pub(super) fn call() -> Request<()> {
     with(with(request("POST", "/shop.Orders/Watch"), "content-type", "application/grpc"), "te", "trailers")
 }
 
@@ -164,115 +164,6 @@ async fn a_large_body_passes_both_ways_unchanged() {
     assert!(reply.unwrap().body == body);
 }
 
-/// Answers with the number of the connection.
-async fn number(_: Request<RecvStream>, mut respond: SendResponse<Bytes>, number: usize) {
-    let mut answer = respond.send_response(Response::new(()), false).unwrap();
-    answer.send_data(number.to_string().into(), true).unwrap();
-}
-
-#[tokio::test]
-async fn requests_share_a_connection_and_a_closed_one_is_replaced() {
-    let one = service(number).await;
-    let port = one.port;
-    let config = RouterConfig { workers: std::num::NonZeroUsize::MIN, ..RouterConfig::default() };
-    let front = Front::with(config, route(&one)).await;
-    let mut visitor = Http2::connect(&front).await;
-    for _ in 0..3 {
-        assert_eq!(visitor.get("/").await.text(), "0");
-    }
-    // The service starts anew, on its port.
-    one.stop().await;
-    let mut tasks = JoinSet::new();
-    let listener = TcpListener::bind(("127.0.0.1", port.get())).await.unwrap();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((asked, respond))) = connection.accept().await {
-                    number(asked, respond, 7).await;
-                }
-            });
-        }
-    });
-    let answered = patiently(async {
-        loop {
-            let reply = visitor.get("/").await;
-            if reply.status == 200 {
-                return reply;
-            }
-        }
-    })
-    .await;
-    assert_eq!(answered.text(), "7");
-}
-
-#[tokio::test]
-async fn a_connection_whose_service_says_goodbye_gets_no_more_requests() {
-    let service = Service::raw(|stream, which| async move {
-        let mut connection = h2::server::handshake(stream).await.unwrap();
-        let mut kept = Vec::new();
-        while let Some(Ok((asked, mut respond))) = connection.accept().await {
-            if asked.uri().path() == "/first" {
-                kept.push(respond.send_response(Response::new(()), false).unwrap());
-                connection.graceful_shutdown();
-            } else {
-                number(asked, respond, which).await;
-            }
-        }
-    })
-    .await;
-    let config = RouterConfig { workers: std::num::NonZeroUsize::MIN, ..RouterConfig::default() };
-    let front = Front::with(config, route(&service)).await;
-    let mut visitor = Http2::connect(&front).await;
-    let (response, _stream) = visitor.begin(request("GET", "/first")).await;
-    let mut first = patiently(response).await.unwrap().into_body();
-    patiently(async {
-        loop {
-            let reply = visitor.get("/").await;
-            assert_eq!(reply.status, 200);
-            if reply.text() == "1" {
-                return;
-            }
-        }
-    })
-    .await;
-    let mut goes_on = std::pin::pin!(first.data());
-    let still = tokio::time::timeout(Duration::from_millis(1), &mut goes_on).await;
-    assert!(still.is_err(), "the first one has not ended: {still:?}");
-}
-
-#[tokio::test]
-async fn more_calls_than_a_connection_takes_get_another() {
-    let (counted, mut connections) = tokio::sync::mpsc::channel(200);
-    let service = service(move |_, respond, number| {
-        let counted = counted.clone();
-        async move {
-            counted.send(number).await.unwrap();
-            let _kept = respond;
-            std::future::pending::<()>().await;
-        }
-    })
-    .await;
-    let config = RouterConfig { workers: std::num::NonZeroUsize::MIN, ..RouterConfig::default() };
-    let front = Front::with(config, route(&service)).await;
-    let mut visitors = Vec::new();
-    let mut calls = Vec::new();
-    for _ in 0..3 {
-        let mut visitor = Http2::connect(&front).await;
-        for _ in 0..60 {
-            calls.push(visitor.begin(call()).await);
-        }
-        visitors.push(visitor);
-    }
-    let mut seen = [0; 3];
-    for _ in 0..180 {
-        seen[patiently(connections.recv()).await.unwrap()] += 1;
-    }
-    assert_eq!(seen, [100, 80, 0]);
-}
-
 #[tokio::test]
 async fn visitors_who_take_nothing_do_not_hold_up_those_on_the_same_connection() {
     let (allowed, mut progress) = tokio::sync::watch::channel(0);
@@ -398,61 +289,4 @@ async fn a_drain_waits_for_calls_and_cuts_them_at_its_end() {
     let (read, ()) = tokio::join!(read(&mut body), drain);
     assert!(read.is_err());
     assert_eq!(visitor.get("/").await.status, 404, "the connection stays");
-}
-
-const MESSAGES: usize = 15_000;
-
-#[rstest::rstest]
-#[case::at_once(Duration::ZERO)]
-#[case::late(SHORT)]
-#[tokio::test]
-async fn requests_of_many_small_messages_pass(#[case] pause: Duration) {
-    let service = service(move |request, mut respond, _| async move {
-        tokio::time::sleep(pause).await;
-        let bytes = read(&mut request.into_body()).await.map(|bytes| bytes.len());
-        let mut answer = respond.send_response(Response::new(()), false).unwrap();
-        answer.send_data(format!("{bytes:?}").into(), true).unwrap();
-    })
-    .await;
-    let front = Front::start(route(&service)).await;
-    let mut visitor = Http2::connect(&front).await;
-    let mut calls = JoinSet::new();
-    for _ in 0..8 {
-        let (response, mut stream) = visitor.begin(call()).await;
-        calls.spawn(async move {
-            for _ in 0..MESSAGES {
-                send_part(&mut stream, Bytes::from_static(&[7; 20])).await;
-            }
-            stream.send_data(Bytes::new(), true).unwrap();
-            assert_eq!(Reply::read(response).await.unwrap().text(), format!("Ok({})", 20 * MESSAGES));
-        });
-    }
-    calls.join_all().await;
-}
-
-#[rstest::rstest]
-#[case::at_once(Duration::ZERO)]
-#[case::late(SHORT)]
-#[tokio::test]
-async fn answers_of_many_small_messages_pass(#[case] pause: Duration) {
-    let service = service(move |_, mut respond, _| async move {
-        let mut answer = respond.send_response(Response::new(()), false).unwrap();
-        for _ in 0..MESSAGES {
-            send_part(&mut answer, Bytes::from_static(&[7; 20])).await;
-        }
-        answer.send_data(Bytes::new(), true).unwrap();
-    })
-    .await;
-    let front = Front::start(route(&service)).await;
-    let mut visitor = Http2::connect(&front).await;
-    let mut calls = JoinSet::new();
-    for _ in 0..8 {
-        let response = visitor.begin(call()).await.0;
-        calls.spawn(async move {
-            let mut body = patiently(response).await.unwrap().into_body();
-            tokio::time::sleep(pause).await;
-            assert_eq!(read(&mut body).await.map(|bytes| bytes.len()).unwrap(), 20 * MESSAGES);
-        });
-    }
-    calls.join_all().await;
 }
