@@ -33,12 +33,20 @@ struct State {
     /// What waits: a frame's bytes as they came, and copies of those after it.
     first: Bytes,
     more: BytesMut,
-    /// How it ended, until that has been told: with trailers or without, or broken off.
-    end: Option<Result<Option<HeaderMap>, h2::Error>>,
-    /// Whether it has.
-    has_ended: bool,
+    end: End,
     reader: Option<Waker>,
     filler: Option<Waker>,
+}
+
+/// How far a stream has come.
+#[derive(Debug)]
+enum End {
+    /// More may come.
+    Open,
+    /// It has ended, with trailers or without, or broken off, and nobody has been told.
+    Untold(Result<Option<HeaderMap>, h2::Error>),
+    /// It has ended.
+    Told,
 }
 
 impl Inbox {
@@ -48,8 +56,7 @@ impl Inbox {
             stream: Some(stream),
             first: Bytes::new(),
             more: BytesMut::new(),
-            end: None,
-            has_ended: false,
+            end: End::Open,
             reader: None,
             filler: None,
         };
@@ -63,19 +70,26 @@ impl Inbox {
         if let Some(piece) = state.take() {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        if state.has_ended {
-            let end = state.end.take().and_then(Result::transpose);
-            return Poll::Ready(end.map(|end| end.map(Frame::trailers)));
+        match std::mem::replace(&mut state.end, End::Told) {
+            End::Open => {
+                state.end = End::Open;
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            End::Untold(end) => Poll::Ready(end.transpose().map(|end| end.map(Frame::trailers))),
+            End::Told => Poll::Ready(None),
         }
-        state.reader = Some(cx.waker().clone());
-        Poll::Pending
     }
 
     /// Whether nothing comes any more, not even trailers.
     pub(super) fn is_end_stream(&self) -> bool {
         let state = lock(&self.0);
-        let is_over = || state.stream.as_ref().is_some_and(RecvStream::is_end_stream);
-        state.waiting() == 0 && if state.has_ended { matches!(state.end, None | Some(Ok(None))) } else { is_over() }
+        state.waiting() == 0
+            && match &state.end {
+                End::Open => state.stream.as_ref().is_some_and(RecvStream::is_end_stream),
+                End::Untold(end) => matches!(end, Ok(None)),
+                End::Told => true,
+            }
     }
 }
 
@@ -113,8 +127,8 @@ impl Drop for Filling {
     /// With its connection, what has not come whole is broken off.
     fn drop(&mut self) {
         let mut state = lock(&self.0);
-        if !state.has_ended {
-            state.ended(Err(Reason::CANCEL.into()));
+        if let End::Open = state.end {
+            state.end = End::Untold(Err(Reason::CANCEL.into()));
         }
         let reader = state.reader.take();
         drop(state);
@@ -145,7 +159,7 @@ impl State {
 
     /// Adds what has come; true when nothing more does, or is wanted.
     fn fill(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(stream) = self.stream.as_mut().filter(|_| !self.has_ended) else { return true };
+        let Some(stream) = self.stream.as_mut().filter(|_| matches!(self.end, End::Open)) else { return true };
         let end = loop {
             match stream.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) if self.first.is_empty() && self.more.is_empty() => self.first = data,
@@ -158,12 +172,8 @@ impl State {
                 Poll::Pending => return false,
             }
         };
-        self.ended(end);
+        self.end = End::Untold(end);
         true
-    }
-
-    fn ended(&mut self, end: Result<Option<HeaderMap>, h2::Error>) {
-        (self.end, self.has_ended) = (Some(end), true);
     }
 }
 
